@@ -1,0 +1,157 @@
+"""The run folder: what a training leaves behind, and all that serving needs.
+
+    config.json          the resolved settings, versions, the command, the data set it was trained on
+    model.safetensors    best weights by validation (of the refit, where one was asked for)
+    items.parquet        row i-1: raw id of item i, its count in training, title and text where known
+    history.jsonl        a line an epoch
+    metrics.json         written last: its presence means that the run is complete
+    state/               what resuming needs
+
+Every file is written aside and renamed, so a reader never meets half of one.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recsys.config import from_dict
+from recsys.data.vocab import Vocab
+from recsys.errors import InputError, WorkError
+from recsys.models.base import Recommender, model_class
+
+CONFIG, WEIGHTS, ITEMS = "config.json", "model.safetensors", "items.parquet"
+HISTORY, METRICS, STATE = "history.jsonl", "metrics.json", "state/trainer.safetensors"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to, and rename it into place when the block ends well."""
+    aside = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        os.replace(aside, path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if _is_disk_full(error):
+            raise WorkError(f"no space left to write {path}; what was there before is unharmed") from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    with written_whole(path) as aside:
+        aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} is not a run folder: it has no {path.name}") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write JSON lines whole or not at all."""
+    with written_whole(path) as aside:
+        aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> None:
+    """Write tensors, and JSON values in the header of the same file, whole or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with written_whole(path) as aside:
+        try:
+            save_file(plain, aside, metadata={"json": json.dumps(meta)} if meta is not None else None)
+        except SafetensorError as error:
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, the JSON values of the header)."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            meta = json.loads((file.metadata() or {}).get("json", "{}"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: the run has not saved anything yet") from None
+    except (SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged or incomplete: {error}") from None
+    return tensors, meta
+
+
+def write_items(run: Path, catalogue: pa.Table) -> None:
+    """Write items.parquet: raw id first, one row an item in order of item number."""
+    import pyarrow.parquet as pq
+
+    with written_whole(run / ITEMS) as aside:
+        pq.write_table(catalogue, aside)
+
+
+def read_items(run: Path) -> pa.Table:
+    """The catalogue of a run, row i-1 for item i."""
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(run / ITEMS)
+    except FileNotFoundError:
+        raise InputError(f"{run} is not a whole run folder: it has no {ITEMS}") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{run / ITEMS} is damaged: {error}") from None
+    if "item" not in table.column_names:
+        raise InputError(f"{run / ITEMS} is damaged: it has no column named item")
+    return table
+
+
+def build_model(name: str, settings: dict[str, Any], num_items: int) -> Recommender:
+    """A new model from its name and the settings named model.*."""
+    kind = model_class(name)
+    return kind(from_dict(kind.Config, settings, "model"), num_items)
+
+
+def load_model(run: Path, device: torch.device | str = "cpu") -> Recommender:
+    """The trained model of a run folder, in evaluation mode."""
+    config = read_json(run / CONFIG)
+    try:
+        settings = dict(config["model"])
+        name, num_items = settings.pop("name"), int(config["dataset"]["items"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{run / CONFIG} is damaged: {error!r} is missing or wrong") from None
+    tensors, _ = read_tensors(run / WEIGHTS)
+    model = build_model(name, settings, num_items)
+    expected = model.state_dict()
+    if set(tensors) != set(expected):
+        wrong = sorted(set(tensors) ^ set(expected))[0]
+        raise InputError(f"{run / WEIGHTS} does not belong to model {name}: tensor {wrong!r} does not match")
+    for key, tensor in tensors.items():
+        if tensor.shape != expected[key].shape:
+            raise InputError(
+                f"{run / WEIGHTS} belongs to other settings or another catalogue: {key!r} is"
+                f" {tuple(tensor.shape)}, config.json says {tuple(expected[key].shape)}"
+            )
+    model.load_state_dict(tensors)
+    return model.to(device).eval()
+
+
+def load_vocab(run: Path) -> Vocab:
+    """Raw item ids of a run."""
+    return Vocab(read_items(run)["item"])
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

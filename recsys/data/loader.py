@@ -1,0 +1,97 @@
+"""Batches from histories: vectorised, length-bucketed, seeded and resumable at any batch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recsys.batch import PAD, Batch
+from recsys.data.sequences import SequenceDataset
+from recsys.data.split import Histories, Queries
+
+BUCKET_BATCHES = 16
+"""Batches that are filled by length from one random pool. Larger pools pad less and mix less."""
+
+
+def collate(dataset: SequenceDataset, start_B: np.ndarray, end_B: np.ndarray) -> Batch:
+    """The histories items[start:end] as one right-padded batch, trimmed to the longest of them."""
+    lengths_B = end_B - start_B
+    steps_T = np.arange(lengths_B.max())
+    position_BT = np.minimum(start_B[:, None] + steps_T, end_B[:, None] - 1)
+    real_BT = steps_T < lengths_B[:, None]
+    items_BT = np.where(real_BT, dataset.items[position_BT], PAD).astype(np.int64)
+    times_BT = None
+    if dataset.timestamps is not None:
+        times_BT = torch.from_numpy(np.where(real_BT, dataset.timestamps[position_BT], 0))
+    return Batch(torch.from_numpy(items_BT), torch.from_numpy(lengths_B), times_BT)
+
+
+def flat_positions(start_B: np.ndarray, end_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row, position) of everything in start:end of each row, rows in order."""
+    lengths_B = end_B - start_B
+    row = np.repeat(np.arange(len(lengths_B)), lengths_B)
+    first = np.cumsum(lengths_B) - lengths_B
+    return row, np.arange(len(row)) + (start_B - first)[row]
+
+
+@dataclass(frozen=True)
+class TrainLoader:
+    """Every training history once an epoch, cut from the left to its last `max_items`.
+
+    The order of an epoch depends on (seed, epoch) alone, so training can go on at any batch.
+    Under several processes each takes every `world_size`-th batch, and all the same number of them.
+    """
+
+    dataset: SequenceDataset
+    histories: Histories
+    batch_size: int
+    max_items: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __len__(self) -> int:
+        """Batches an epoch, for this process."""
+        return -(-self._num_batches // self.world_size)
+
+    @property
+    def _num_batches(self) -> int:
+        return -(-int(self._usable.sum()) // self.batch_size)
+
+    @property
+    def _usable(self) -> np.ndarray:
+        """A history of one item has no next item to learn."""
+        return self.histories.end - self.histories.start >= 2
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first_batch` on."""
+        end = self.histories.end[self._usable]
+        start = np.maximum(self.histories.start[self._usable], end - self.max_items)
+        batches = self._batches(end - start, epoch)
+        own = [batches[i % len(batches)] for i in range(self.rank, len(self) * self.world_size, self.world_size)]
+        for rows in own[first_batch:]:
+            yield collate(self.dataset, start[rows], end[rows])
+
+    def _batches(self, lengths: np.ndarray, epoch: int) -> list[np.ndarray]:
+        """Row numbers of each batch: random pools, sorted by length, cut, and shuffled again."""
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(lengths))
+        pool = self.batch_size * BUCKET_BATCHES
+        batches = []
+        for first in range(0, len(order), pool):
+            rows = order[first : first + pool]
+            rows = rows[np.argsort(lengths[rows], kind="stable")]
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        return [batches[i] for i in random.permutation(len(batches))]
+
+
+def query_batches(
+    dataset: SequenceDataset, queries: Queries, batch_size: int, max_items: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(row numbers of the queries, their histories cut to the last `max_items`), shortest first."""
+    start = np.maximum(queries.start, queries.end - max_items)
+    order = np.argsort(queries.end - start, kind="stable")
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        yield rows, collate(dataset, start[rows], queries.end[rows])

@@ -1,0 +1,186 @@
+"""SequenceDataset: every user's items as one flat array and offsets, memory-mapped from Arrow.
+
+A prepared data set is a folder:
+
+    dataset.json       name, fingerprint, counts, time unit, source and settings
+    sequences.arrow    Arrow IPC, one record batch, a row a user: user (raw id), items (large_list<int32>),
+                       timestamps (large_list<int64>, absent when the log has no times)
+    items.parquet      a row an item, in order of item number: item (raw id), count, and title, brand,
+                       categories, text where the source has them
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.errors import InputError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SequenceDataset:
+    """The histories of U users over V items, each oldest first."""
+
+    items: np.ndarray
+    """int32 [interactions], item numbers 1..V."""
+    offsets: np.ndarray
+    """int64 [U+1]: user u owns items[offsets[u]:offsets[u+1]]."""
+    timestamps: np.ndarray | None
+    """int64 [interactions] in `info["time_unit"]`, not falling within a user; None without times."""
+    users: pa.Array
+    """[U] raw user ids."""
+    catalogue: pa.Table
+    """[V rows] raw ids (`item`), `count` and what is known of each item; row i-1 is item i."""
+    info: dict = field(default_factory=dict)
+    """The contents of dataset.json."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, user: int) -> np.ndarray:
+        """int32 history of user number `user`, counted from 0."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    @property
+    def num_items(self) -> int:
+        """V, the number of items without padding."""
+        return self.catalogue.num_rows
+
+    @property
+    def name(self) -> str:
+        """The name of the source, for tables."""
+        return self.info.get("name", "unnamed")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the prepared sequences, in hexadecimal."""
+        return self.info["fingerprint"]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SequenceDataset":
+        """Open a prepared folder without reading the sequences into memory."""
+        folder = Path(folder)
+        try:
+            info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{folder} is not a prepared data set: it has no dataset.json") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{folder / 'dataset.json'} is damaged: {error}; prepare it again") from None
+        if info.get("format") != FORMAT_VERSION:
+            raise InputError(
+                f"{folder} has data set format {info.get('format')!r}, this version reads"
+                f" {FORMAT_VERSION}; prepare it again"
+            )
+        try:
+            with pa.memory_map(str(folder / "sequences.arrow")) as source:
+                table = pa.ipc.open_file(source).read_all()
+            # Imported here: pyarrow.parquet is not needed where a data set comes from memory.
+            import pyarrow.parquet as pq
+
+            catalogue = pq.read_table(folder / "items.parquet")
+        except FileNotFoundError as error:
+            raise InputError(f"{folder} is incomplete: {error.filename or error}; prepare it again") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{folder} is damaged: {error}; prepare it again") from None
+        dataset = cls(**_columns(table), catalogue=catalogue, info=info)
+        dataset.check(str(folder))
+        return dataset
+
+    @classmethod
+    def from_arrays(
+        cls,
+        items: np.ndarray,
+        offsets: np.ndarray,
+        timestamps: np.ndarray | None = None,
+        *,
+        num_items: int | None = None,
+        name: str = "arrays",
+    ) -> "SequenceDataset":
+        """A data set from numbers alone: items 1..V are their own raw ids, users count from 0."""
+        items = np.ascontiguousarray(items, dtype=np.int32)
+        offsets = np.ascontiguousarray(offsets, dtype=np.int64)
+        if timestamps is not None:
+            timestamps = np.ascontiguousarray(timestamps, dtype=np.int64)
+        size = int(items.max(initial=0)) if num_items is None else num_items
+        raw = pa.array(np.arange(1, size + 1))
+        catalogue = pa.table({"item": raw, "count": np.bincount(items, minlength=size + 1)[1:]})
+        users = pa.array(np.arange(len(offsets) - 1))
+        info = {
+            "name": name,
+            "fingerprint": fingerprint(items, offsets, timestamps, raw),
+            "users": len(users),
+            "items": size,
+            "interactions": len(items),
+        }
+        return cls(items, offsets, timestamps, users, catalogue, info)
+
+    def check(self, where: str) -> None:
+        """Refuse a data set whose parts do not fit together (files from outside are not trusted)."""
+        lengths = np.diff(self.offsets)
+        if len(self.offsets) < 2 or len(self.items) == 0:
+            raise InputError(f"{where} holds no interactions")
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.items) or lengths.min() < 0:
+            raise InputError(f"{where} is damaged: its offsets do not cover its items; prepare it again")
+        if self.items.min() < 1 or self.items.max() > self.num_items:
+            raise InputError(
+                f"{where} is damaged: item numbers run from {self.items.min()} to {self.items.max()},"
+                f" the catalogue from 1 to {self.num_items}; prepare it again"
+            )
+        if self.timestamps is not None and len(self.timestamps) != len(self.items):
+            raise InputError(f"{where} is damaged: it has not one time an item; prepare it again")
+
+
+def _columns(table: pa.Table) -> dict:
+    """Views on the buffers of a sequences table; nothing is copied."""
+    batch = table.combine_chunks()
+    items = batch.column("items").chunk(0)
+    offsets = items.offsets.to_numpy()
+    columns = {
+        "items": items.values.to_numpy(zero_copy_only=True),
+        "offsets": offsets,
+        "timestamps": None,
+        "users": batch.column("user").chunk(0),
+    }
+    if "timestamps" in batch.column_names:
+        columns["timestamps"] = batch.column("timestamps").chunk(0).values.to_numpy(zero_copy_only=True)
+    return columns
+
+
+def fingerprint(
+    items: np.ndarray, offsets: np.ndarray, timestamps: np.ndarray | None, raw_items: pa.Array
+) -> str:
+    """SHA-256 over lengths, item numbers, times and raw item ids, independent of the file layout."""
+    digest = hashlib.sha256()
+    digest.update(np.diff(offsets).astype("<i8").tobytes())
+    digest.update(memoryview(np.ascontiguousarray(items, dtype="<i4")))
+    if timestamps is not None:
+        digest.update(memoryview(np.ascontiguousarray(timestamps, dtype="<i8")))
+    for raw in raw_items.to_pylist():
+        digest.update(f"{raw}\n".encode())
+    return digest.hexdigest()
+
+
+def write_sequences(
+    path: Path, users: pa.Array, items: np.ndarray, offsets: np.ndarray, timestamps: np.ndarray | None
+) -> None:
+    """Write sequences.arrow from arrays, which may themselves be memory-mapped."""
+    columns: dict[str, pa.Array] = {
+        "user": users,
+        "items": _list_array(items, offsets, pa.int32()),
+    }
+    if timestamps is not None:
+        columns["timestamps"] = _list_array(timestamps, offsets, pa.int64())
+    batch = pa.record_batch(columns)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _list_array(values: np.ndarray, offsets: np.ndarray, kind: pa.DataType) -> pa.LargeListArray:
+    """Lists over existing memory: no copy of `values`."""
+    flat = pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+    return pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), flat)

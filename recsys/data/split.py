@@ -1,0 +1,173 @@
+"""Splits: which part of each history trains, and which positions are targets.
+
+Nothing is copied: a split is made of positions in the flat item array of a SequenceDataset.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from recsys.data.sequences import SequenceDataset
+from recsys.errors import InputError
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How histories are cut into train, valid and test."""
+
+    kind: Literal["leave_one_out", "global_time"] = "leave_one_out"
+    """leave_one_out: a user's last item is the test target, the one before it the valid target.
+    global_time: everything from one moment on is the test window, a window before it is valid."""
+    target: Literal["last", "first", "successive"] = "last"
+    """Under global_time, which of a user's interactions in the window are targets."""
+    valid_share: float = 0.1
+    """Under global_time, the share of all interactions in the valid window, in (0, 1)."""
+    test_share: float = 0.1
+    """Under global_time, the share of all interactions in the test window, in (0, 1)."""
+
+    def __post_init__(self) -> None:
+        if min(self.valid_share, self.test_share) <= 0 or self.valid_share + self.test_share >= 1:
+            raise InputError(
+                "split.valid_share and split.test_share must be above 0 and add up to less than 1, got"
+                f" {self.valid_share} and {self.test_share}"
+            )
+        if self.kind == "leave_one_out" and self.target != "last":
+            raise InputError(
+                f"split.target={self.target} needs split.kind=global_time; leave_one_out has one target"
+            )
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Training histories: items[start:end] of each user that has any."""
+
+    user: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Questions with a known answer: items[start:end] is the history, items[end] the target."""
+
+    user: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The four parts of a data set and the facts that belong beside every number taken on them."""
+
+    train: Histories
+    refit: Histories
+    """Train and valid together: what a final model may learn from before the test."""
+    valid: Queries
+    test: Queries
+    info: dict
+    """For metrics.json: kind, target, users that were too short or new, boundaries."""
+
+
+def split(dataset: SequenceDataset, config: SplitConfig) -> Split:
+    """Cut every history. Raises InputError where no user is left to evaluate."""
+    parts = _leave_one_out(dataset) if config.kind == "leave_one_out" else _global_time(dataset, config)
+    for name, queries in (("valid", parts.valid), ("test", parts.test)):
+        if len(queries) == 0:
+            raise InputError(
+                f"{dataset.name}: no user is left for {name} under {config.kind}"
+                f" ({len(dataset)} users, {len(dataset.items)} interactions); leave_one_out needs users"
+                " with at least 3 interactions, global_time users with some before the window and in it"
+            )
+    if not (parts.train.end - parts.train.start >= 2).any():
+        raise InputError(
+            f"{dataset.name}: no training history has two items, there is nothing to learn from"
+            f" ({len(dataset)} users, {len(dataset.items)} interactions)"
+        )
+    return parts
+
+
+def _leave_one_out(dataset: SequenceDataset) -> Split:
+    start, end = dataset.offsets[:-1], dataset.offsets[1:]
+    user = np.arange(len(start))
+    long = end - start >= 3
+    held_out = np.where(long, 2, 0)
+    queries = [
+        Queries(user[long], start[long], end[long] - back) for back in (2, 1)
+    ]  # valid, then test
+    return Split(
+        train=_non_empty(user, start, end - held_out),
+        refit=_non_empty(user, start, end - held_out // 2),
+        valid=queries[0],
+        test=queries[1],
+        info={
+            "kind": "leave_one_out",
+            "target": "last",
+            "users_train_only": int((~long).sum()),
+        },
+    )
+
+
+def _global_time(dataset: SequenceDataset, config: SplitConfig) -> Split:
+    times = dataset.timestamps
+    if times is None:
+        raise InputError(
+            f"{dataset.name} has no times, split.kind=global_time needs them; use leave_one_out"
+        )
+    quantiles = [1 - config.valid_share - config.test_share, 1 - config.test_share]
+    valid_from, test_from = (int(t) for t in np.quantile(times, quantiles, method="higher"))
+    start, end = dataset.offsets[:-1], dataset.offsets[1:]
+    user = np.arange(len(start))
+    before_valid = start + _count_before(times, dataset.offsets, valid_from)
+    before_test = start + _count_before(times, dataset.offsets, test_from)
+    valid, valid_new = _window(user, start, before_valid, before_test, config.target)
+    test, test_new = _window(user, start, before_test, end, config.target)
+    return Split(
+        train=_non_empty(user, start, before_valid),
+        refit=_non_empty(user, start, before_test),
+        valid=valid,
+        test=test,
+        info={
+            "kind": "global_time",
+            "target": config.target,
+            "valid_from": valid_from,
+            "test_from": test_from,
+            "users_train_only": int((before_valid == end).sum()),
+            "valid_targets_without_history": valid_new,
+            "test_targets_without_history": test_new,
+        },
+    )
+
+
+def _count_before(times: np.ndarray, offsets: np.ndarray, moment: int) -> np.ndarray:
+    """[U] how many of each user's interactions lie before `moment`."""
+    total = np.concatenate([[0], np.cumsum(times < moment)])
+    return total[offsets[1:]] - total[offsets[:-1]]
+
+
+def _window(
+    user: np.ndarray, start: np.ndarray, low: np.ndarray, high: np.ndarray, target: str
+) -> tuple[Queries, int]:
+    """Targets among positions low..high-1 of each user; those that have no history are counted."""
+    if target == "successive":
+        counts = high - low
+        user, start = np.repeat(user, counts), np.repeat(start, counts)
+        first = np.repeat(low - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+        end = first + np.arange(counts.sum())
+    else:
+        some = high > low
+        user, start = user[some], start[some]
+        end = high[some] - 1 if target == "last" else low[some]
+    known = end > start
+    return Queries(user[known], start[known], end[known]), int((~known).sum())
+
+
+def _non_empty(user: np.ndarray, start: np.ndarray, end: np.ndarray) -> Histories:
+    some = end > start
+    return Histories(user[some], start[some], end[some])

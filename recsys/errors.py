@@ -1,0 +1,18 @@
+"""The two errors a user meets: their input is at fault (exit code 2), or the work failed (exit code 1)."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input or wrong usage. The message names the file, line or setting, the value and the remedy."""
+
+
+class WorkError(RuntimeError):
+    """The work itself failed: a loss that is not a number, a full disk, a cut download."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'X'?` for the known word closest to `word`, else an empty string."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

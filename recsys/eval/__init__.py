@@ -1,0 +1,1 @@
+"""Recommendations to numbers. Never imports training."""

@@ -1,0 +1,106 @@
+"""What a recommender is to the rest of the toolkit."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import recsys.models
+from recsys.batch import Batch
+from recsys.errors import InputError, nearest
+
+Scorer = Callable[[Batch], Tensor]
+"""batch -> [B, V+1] float32 scores; column 0 is padding. The result may be overwritten."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a model hands to a loss: N queries, each with the item it should find. No padding."""
+
+    query_ND: Tensor
+    target_N: Tensor
+    """int64 item numbers 1..V."""
+    weight_N: Tensor
+    """float32; the loss of a batch is the weighted mean over its pairs."""
+
+
+class Recommender(nn.Module):
+    """Anything that scores a catalogue for a history. Built as MODEL(MODEL.Config(...), num_items)."""
+
+    Config: ClassVar[type]
+    """Frozen dataclass of the settings named model.* on the command line."""
+    paper: ClassVar[str]
+    """Where the model comes from."""
+    max_len: int
+    """Longest history the model takes, in items; callers cut longer ones from the left."""
+
+    def scorer(self) -> Scorer:
+        """A function that scores batches with the weights of this moment."""
+        raise NotImplementedError(f"{type(self).__name__} does not define scorer")
+
+
+class SequenceModel(Recommender):
+    """A recommender whose scores are inner products of a query and the item vectors.
+
+    A causal model defines `Config`, `__init__(config, num_items)`, `encode` and `item_vectors`.
+    """
+
+    def encode(self, batch: Batch) -> Tensor:
+        """[B, T, D] a vector for each position, from the items up to and including it."""
+        raise NotImplementedError(f"{type(self).__name__} does not define encode")
+
+    def item_vectors(self) -> Tensor:
+        """[V+1, D] a vector for each item; row 0 is padding and never scored."""
+        raise NotImplementedError(f"{type(self).__name__} does not define item_vectors")
+
+    def training_pairs(self, batch: Batch) -> Pairs:
+        """Every position asks for the item behind it. Histories hold 2 to max_len + 1 items."""
+        times_BT = batch.timestamps_BT
+        history = Batch(
+            batch.items_BT[:, :-1],
+            batch.lengths_B - 1,
+            None if times_BT is None else times_BT[:, :-1],
+        )
+        real_BT = history.real_BT
+        query_ND = self.encode(history)[real_BT]
+        target_N = batch.items_BT[:, 1:][real_BT]
+        return Pairs(query_ND, target_N, torch.ones(len(target_N), device=target_N.device))
+
+    def query(self, batch: Batch) -> Tensor:
+        """[B, D] the vector at the end of each history. Histories hold 1 to max_len items."""
+        rows_B = torch.arange(len(batch.lengths_B), device=batch.lengths_B.device)
+        return self.encode(batch)[rows_B, batch.lengths_B - 1]
+
+    def scorer(self) -> Scorer:
+        """Scores are query . item; the item vectors are computed once for all batches."""
+        item_vectors = self.item_vectors()
+        return lambda batch: self.query(batch).float() @ item_vectors.float().T
+
+
+class CountingModel(Recommender):
+    """A baseline that is fitted by counting instead of by gradient steps."""
+
+    max_len = 1_000_000
+
+    def fit(self, items: Tensor, offsets: Tensor, ages: Tensor) -> None:
+        """Count. items int64 [interactions], offsets int64 [U+1], ages float64 [interactions] days
+        before the newest interaction (zeros for a log without times)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define fit")
+
+
+def model_names() -> list[str]:
+    """The names of all models, one for each file beside this one."""
+    found = pkgutil.iter_modules(recsys.models.__path__)
+    return sorted(module.name for module in found if module.name != "base")
+
+
+def model_class(name: str) -> type[Any]:
+    """The Recommender called `name`, as in `--model NAME`."""
+    if name not in model_names():
+        known = ", ".join(model_names())
+        raise InputError(f"unknown model {name!r}{nearest(name, model_names())} (models: {known})")
+    return importlib.import_module(f"recsys.models.{name}").MODEL

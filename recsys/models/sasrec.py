@@ -1,0 +1,84 @@
+"""SASRec (Kang & McAuley 2018): causal self-attention over item vectors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recsys.batch import PAD, Batch
+from recsys.errors import InputError
+from recsys.layers.attention import CausalSelfAttention
+from recsys.layers.block import PreNormBlock
+from recsys.layers.feedforward import FeedForward
+from recsys.models.base import SequenceModel
+
+
+class SASRec(SequenceModel):
+    """Pre-norm transformer with learned positions; the item table serves input and output."""
+
+    paper = "Kang & McAuley, Self-Attentive Sequential Recommendation, ICDM 2018"
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings named model.* on the command line."""
+
+        dim: int = 64
+        """Width of item vectors and of every layer."""
+        num_layers: int = 2
+        """Attention blocks."""
+        num_heads: int = 2
+        """Attention heads a block; must divide dim."""
+        max_len: int = 50
+        """Longest history in items; older items are not seen."""
+        hidden_dim: int | None = None
+        """Width inside the feed-forward networks; the paper's, dim, where not given."""
+        dropout: float = 0.2
+        """Share of values dropped in embeddings, attention and branches, in [0, 1)."""
+
+        def __post_init__(self) -> None:
+            if self.dim < 1 or self.num_layers < 1 or self.num_heads < 1 or self.max_len < 1:
+                raise InputError(f"model sizes must be at least 1, got {self}")
+            if self.dim % self.num_heads:
+                raise InputError(
+                    f"model.dim must be a multiple of model.num_heads, got {self.dim} and {self.num_heads}"
+                )
+            if not 0 <= self.dropout < 1:
+                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+
+    def __init__(self, config: Config, num_items: int):
+        super().__init__()
+        self.max_len = config.max_len
+        self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=PAD)
+        self.positions = nn.Embedding(config.max_len, config.dim)
+        self.blocks = nn.ModuleList(
+            PreNormBlock(
+                config.dim,
+                CausalSelfAttention(config.dim, config.num_heads, config.dropout),
+                FeedForward(config.dim, config.hidden_dim or config.dim, config.dropout),
+                config.dropout,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        # Small item vectors: the softmax starts near uniform and the first steps are not wasted on
+        # taking back random preferences. The input is scaled up by sqrt(dim), as in the paper.
+        nn.init.normal_(self.items.weight, std=config.dim**-0.5 * 0.1)
+        nn.init.zeros_(self.items.weight[PAD])
+        nn.init.normal_(self.positions.weight, std=0.1)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """[B, T, D] a vector for each position, from the items up to and including it."""
+        steps_T = torch.arange(batch.items_BT.shape[1], device=batch.items_BT.device)
+        x_BTD = self.items(batch.items_BT) * self.items.embedding_dim**0.5
+        x_BTD = self.dropout(x_BTD + self.positions(steps_T))
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        return self.norm(x_BTD)
+
+    def item_vectors(self) -> Tensor:
+        """[V+1, D] the embedding table."""
+        return self.items.weight
+
+
+MODEL = SASRec

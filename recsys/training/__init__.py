@@ -1,0 +1,1 @@
+"""Losses, objectives and the one loop. Never imported by eval or retrieval."""

@@ -1,0 +1,181 @@
+"""Losses on Pairs. Each knows no model: loss(pairs, item_vectors_VD, negatives) -> [] scalar.
+
+A loss is a frozen dataclass: its fields are its settings (loss.* on the command line), calling it
+computes it. The value is the weighted mean over the pairs, in float32.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recsys.data.negatives import NegativeKind, Negatives
+from recsys.errors import InputError, nearest
+from recsys.kernels.linear_cross_entropy import linear_cross_entropy
+from recsys.models.base import Pairs
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Cross-entropy of the softmax over the whole catalogue."""
+
+    name: ClassVar[str] = "softmax"
+    paper: ClassVar[str] = "Klenitskiy & Vasilev, Turning Dross Into Gold Loss, RecSys 2023"
+    temperature: float = 1.0
+    """Scores are divided by it before the softmax; above 0."""
+
+    def __post_init__(self) -> None:
+        _check_positive("loss.temperature", self.temperature)
+
+    def __call__(self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None) -> Tensor:
+        """[] mean of -log softmax(query . items / temperature)[target]."""
+        weight_N = pairs.weight_N / pairs.weight_N.sum()
+        device = pairs.query_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        query_ND = pairs.query_ND.float() / self.temperature
+        # Row 0 of the table is padding: dropped, so that no probability goes to it.
+        return linear_cross_entropy(
+            query_ND, item_vectors[1:], pairs.target_N - 1, weight_N, compute_dtype=dtype
+        )
+
+
+@dataclass(frozen=True)
+class SampledSoftmax:
+    """Cross-entropy of the softmax over the target and sampled negatives."""
+
+    name: ClassVar[str] = "sampled_softmax"
+    paper: ClassVar[str] = "Bengio & Senecal 2008; Yi et al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019"
+    num_negatives: int = 256
+    """Negatives drawn each step (or for each pair); not used by in_batch."""
+    negatives: NegativeKind = "uniform"
+    """Where negatives come from: uniform, popularity, or in_batch (the other pairs' targets)."""
+    per_pair: bool = False
+    """Draw separate negatives for each pair instead of one set for the batch."""
+    log_q: bool = True
+    """Subtract the log of the sampling rate from each logit, so that the loss estimates the full one."""
+    temperature: float = 1.0
+    """Scores are divided by it before the softmax; above 0."""
+
+    def __post_init__(self) -> None:
+        _check_positive("loss.temperature", self.temperature)
+        _check_positive("loss.num_negatives", self.num_negatives)
+
+    def __call__(self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None) -> Tensor:
+        """[] mean of -log softmax over {target} and the negatives that are not the target."""
+        if negatives is None:
+            raise ValueError("sampled_softmax needs negatives")
+        target_logit_N, logits_NS = _logits(pairs, item_vectors, negatives)
+        target_logit_N, logits_NS = target_logit_N / self.temperature, logits_NS / self.temperature
+        if self.log_q:
+            # The target is in the sum by right, with a count of one; a negative stands for
+            # 1 / (S q) items of its kind.
+            logits_NS = logits_NS - negatives.log_q
+        # A draw of the target itself is no negative.
+        logits_NS = logits_NS.masked_fill(_same(pairs.target_N, negatives.items), -math.inf)
+        lse_N = torch.logsumexp(torch.cat([target_logit_N[:, None], logits_NS], dim=1), dim=1)
+        return _weighted_mean(lse_N - target_logit_N, pairs.weight_N)
+
+
+@dataclass(frozen=True)
+class BCE:
+    """Binary cross-entropy of the target against sampled negatives."""
+
+    name: ClassVar[str] = "bce"
+    paper: ClassVar[str] = "Kang & McAuley, Self-Attentive Sequential Recommendation, ICDM 2018"
+    num_negatives: int = 1
+    """Negatives drawn for each pair."""
+    negatives: NegativeKind = "uniform"
+    """Where negatives come from: uniform or popularity."""
+    per_pair: bool = True
+    """Draw separate negatives for each pair instead of one set for the batch."""
+
+    def __post_init__(self) -> None:
+        _check_positive("loss.num_negatives", self.num_negatives)
+        _check_drawn(self.name, self.negatives)
+
+    def __call__(self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None) -> Tensor:
+        """[] mean of -log sigmoid(target) - mean over negatives of log(1 - sigmoid(negative))."""
+        return _binary(pairs, item_vectors, negatives, beta=1.0)
+
+
+@dataclass(frozen=True)
+class GBCE:
+    """Generalised BCE: the target's probability is raised to beta, which undoes the
+    overconfidence that sampling negatives causes."""
+
+    name: ClassVar[str] = "gbce"
+    paper: ClassVar[str] = "Petrov & Macdonald, gSASRec, RecSys 2023, equations 11 and 12"
+    num_negatives: int = 256
+    """Negatives drawn for each pair."""
+    negatives: NegativeKind = "uniform"
+    """Where negatives come from: uniform or popularity."""
+    per_pair: bool = True
+    """Draw separate negatives for each pair instead of one set for the batch."""
+    t: float = 0.75
+    """Calibration in [0, 1]: 0 is plain BCE, 1 is fully calibrated."""
+
+    def __post_init__(self) -> None:
+        _check_positive("loss.num_negatives", self.num_negatives)
+        _check_drawn(self.name, self.negatives)
+        if not 0 <= self.t <= 1:
+            raise InputError(f"loss.t must lie in [0, 1], got {self.t}")
+
+    def __call__(self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None) -> Tensor:
+        """[] as BCE with beta = alpha (t (1 - 1/alpha) + 1/alpha), alpha = S / (V - 1)."""
+        alpha = min(1.0, self.num_negatives / max(1, len(item_vectors) - 2))
+        return _binary(pairs, item_vectors, negatives, beta=alpha * (self.t * (1 - 1 / alpha) + 1 / alpha))
+
+
+Loss = Softmax | SampledSoftmax | BCE | GBCE
+LOSSES: tuple[type[Loss], ...] = (Softmax, SampledSoftmax, BCE, GBCE)
+
+
+def loss_class(name: str) -> type[Loss]:
+    """The loss called `name`, as in `--set loss.name=NAME`."""
+    known = {loss.name: loss for loss in LOSSES}
+    if name not in known:
+        raise InputError(f"unknown loss {name!r}{nearest(name, known)} (losses: {', '.join(known)})")
+    return known[name]
+
+
+def _binary(pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None, beta: float) -> Tensor:
+    if negatives is None:
+        raise ValueError("a binary loss needs negatives")
+    target_logit_N, logits_NS = _logits(pairs, item_vectors, negatives)
+    same_NS = _same(pairs.target_N, negatives.items)
+    negative_NS = F.softplus(logits_NS).masked_fill(same_NS, 0.0)
+    # Mean over the negatives for S = 1; a sum in general, as in both papers.
+    loss_N = beta * F.softplus(-target_logit_N) + negative_NS.sum(dim=1)
+    return _weighted_mean(loss_N, pairs.weight_N)
+
+
+def _logits(pairs: Pairs, item_vectors: Tensor, negatives: Negatives) -> tuple[Tensor, Tensor]:
+    """(scores of the targets [N], scores of the negatives [N, S]), float32."""
+    query_ND = pairs.query_ND.float()
+    target_logit_N = (query_ND * F.embedding(pairs.target_N, item_vectors)).sum(dim=1)
+    negative_vectors = F.embedding(negatives.items, item_vectors)
+    if negatives.items.dim() == 1:
+        return target_logit_N, query_ND @ negative_vectors.T
+    return target_logit_N, torch.einsum("nd,nsd->ns", query_ND, negative_vectors)
+
+
+def _same(target_N: Tensor, negative_items: Tensor) -> Tensor:
+    """[N, S] bool, True where a negative is the pair's own target."""
+    return target_N[:, None] == negative_items
+
+
+def _weighted_mean(loss_N: Tensor, weight_N: Tensor) -> Tensor:
+    return (loss_N * weight_N).sum() / weight_N.sum()
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise InputError(f"{name} must be above 0, got {value}")
+
+
+def _check_drawn(loss: str, negatives: NegativeKind) -> None:
+    if negatives == "in_batch":
+        raise InputError(f"loss.negatives=in_batch needs loss.name=sampled_softmax; {loss} draws its negatives")

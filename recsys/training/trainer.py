@@ -1,0 +1,341 @@
+"""The one loop: epochs of optimizer steps, validation, early stopping, and a state that resumes.
+
+Resuming is bit-equal on one machine: the state holds weights, optimizer moments, the random
+generator, the place in the epoch and every number that decides something later.
+"""
+
+import dataclasses
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from recsys.batch import Batch
+from recsys.data.loader import TrainLoader
+from recsys.errors import InputError, WorkError
+from recsys.models.base import SequenceModel
+from recsys.training.objectives import Objective
+from recsys.training.optimizers import Schedule, adamw, learning_rate_factor
+
+Precision = Literal["auto", "float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Settings named trainer.* on the command line."""
+
+    epochs: int = 100
+    """Most passes over the training histories."""
+    batch_size: int = 256
+    """Histories a batch (in each process)."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one optimizer step."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW, for matrices and tables."""
+    schedule: Schedule = "constant"
+    """Learning rate after the warm-up, over `epochs`."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises to `lr`."""
+    grad_clip: float = 5.0
+    """Largest norm of the gradient; 0 for no limit."""
+    precision: Precision = "auto"
+    """bf16 runs matrix products in bfloat16; auto chooses it where the hardware has it."""
+    validate_every: int = 1
+    """Epochs between validations."""
+    patience: int = 10
+    """Validations without a better `metric` before training stops; 0 trains all epochs."""
+    metric: str = "ndcg@10"
+    """Validation metric that chooses the best epoch; larger is better."""
+    save_every_seconds: float = 300.0
+    """A state is saved at the end of an epoch, and within one when the last is older than this."""
+    tensorboard: bool = False
+    """Write TensorBoard events into RUN/tensorboard (needs the extra `track`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "validate_every", "lr"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"trainer.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps", "grad_clip", "patience", "save_every_seconds"):
+            if getattr(self, name) < 0:
+                raise InputError(f"trainer.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass
+class Progress:
+    """Where the loop stands. Plain numbers, so that it is saved as JSON and nothing is lost."""
+
+    epoch: int = 0
+    """Whole epochs done."""
+    batch: int = 0
+    """Batches done in the running epoch."""
+    step: int = 0
+    """Optimizer steps done."""
+    loss_sum: float = 0.0
+    """Sum over the pairs of the running epoch."""
+    pairs: float = 0.0
+    interactions: int = 0
+    seconds: float = 0.0
+    best_value: float | None = None
+    best_epoch: int = 0
+    stale: int = 0
+    """Validations since the best one."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """A record an epoch, as in history.jsonl."""
+
+
+class Interrupted(Exception):  # noqa: N818 - a request from outside, not an error
+    """Training stopped on request after saving its state."""
+
+
+class Watcher(Protocol):
+    """Who is told how training goes."""
+
+    def batch(self, progress: Progress, num_batches: int) -> None:
+        """A batch is done."""
+        ...
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch is done and validated."""
+        ...
+
+    def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Keep a state that `Trainer.load_state` takes."""
+        ...
+
+    def better(self, model: nn.Module) -> None:
+        """The model is the best so far by validation."""
+        ...
+
+    def stop_requested(self) -> bool:
+        """True when training should save its state and stop."""
+        ...
+
+
+class Trainer:
+    """Fits a model to an objective. One instance a training."""
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        objective: Objective,
+        config: TrainerConfig,
+        loader: TrainLoader,
+        accelerator: Accelerator,
+        stop_after: int | None = None,
+    ):
+        """`stop_after` ends training after so many epochs, on the schedule of `config.epochs`."""
+        self.config = config
+        self._last_epoch = config.epochs if stop_after is None else stop_after
+        self.loader = loader
+        self.accelerator = accelerator
+        self.model = model.to(accelerator.device)
+        optimizer = adamw(model, config.lr, config.weight_decay)
+        self._step_module, self.optimizer = accelerator.prepare(
+            _Step(model, objective, precision(config.precision, accelerator.device)), optimizer
+        )
+        self.progress = Progress()
+        self._last_save = time.monotonic()
+        self._base_lr = config.lr
+        # Reading a loss waits for the device; on a GPU it is done for many steps at once.
+        self._check_every = 1 if accelerator.device.type == "cpu" else 50
+
+    def fit(self, validate: Callable[[], dict[str, float]] | None, watcher: Watcher) -> Progress:
+        """Train until `epochs` or `patience` ends it. Raises Interrupted on request, WorkError on NaN."""
+        while not self._finished():
+            self._train_epoch(watcher)
+            self._close_epoch(validate, watcher)
+        return self.progress
+
+    def _finished(self) -> bool:
+        at, patience = self.progress, self.config.patience
+        return at.epoch >= self._last_epoch or bool(patience and at.stale >= patience)
+
+    def _train_epoch(self, watcher: Watcher) -> None:
+        at = self.progress
+        self.model.train()
+        started, seconds_before = time.perf_counter(), at.seconds
+        unread: list[Tensor] = []
+        pending = 0.0
+        for batch in self.loader.epoch(at.epoch, at.batch):
+            last = at.batch + 1 == len(self.loader)
+            closes = last or (at.batch + 1) % self.config.accumulate == 0
+            loss, pairs = self._backward(batch, closes)
+            pending += pairs
+            if closes:
+                self._optimizer_step(pending)
+                pending = 0.0
+            unread.append(loss * pairs)
+            at.pairs += pairs
+            at.interactions += int(batch.lengths_B.sum())
+            at.batch += 1
+            at.seconds = seconds_before + time.perf_counter() - started
+            if last or len(unread) >= self._check_every:
+                self._read(unread)
+                unread = []
+                watcher.batch(at, len(self.loader))
+                if closes:
+                    self._save_if_due(watcher)
+
+    def _backward(self, batch: Batch, closes: bool) -> tuple[Tensor, float]:
+        """Add the gradient of one batch; (its mean loss, its number of pairs)."""
+        batch = batch.to(self.accelerator.device)
+        if closes:
+            loss, logs = self._step_module(batch)
+        else:
+            with self.accelerator.no_sync(self._step_module):
+                loss, logs = self._step_module(batch)
+        pairs = logs["pairs"]
+        # With accumulation, batches weigh as their pairs do: the sum is divided at the step.
+        self.accelerator.backward(loss if self.config.accumulate == 1 else loss * pairs)
+        return loss.detach(), pairs
+
+    def _optimizer_step(self, pairs: float) -> None:
+        at, config = self.progress, self.config
+        if config.accumulate > 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad /= pairs
+        total = math.ceil(len(self.loader) / config.accumulate) * config.epochs
+        factor = learning_rate_factor(at.step, total, config.warmup_steps, config.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._base_lr * factor
+        if config.grad_clip:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        at.step += 1
+
+    def _read(self, losses: list[Tensor]) -> None:
+        """Add losses to the epoch's sum; refuse one that is not finite."""
+        total = float(torch.stack(losses).double().sum())
+        if not math.isfinite(total):
+            at = self.progress
+            first = at.step - len(losses) // self.config.accumulate + 1
+            where = f"step {at.step}" if first >= at.step else f"steps {first} to {at.step}"
+            raise WorkError(
+                f"the loss is not a number at {where} (epoch {at.epoch + 1}, batch {at.batch}); try a lower"
+                " trainer.lr, trainer.warmup_steps or trainer.precision=float32. The best weights"
+                " and the last state are kept"
+            )
+        self.progress.loss_sum += total
+
+    def _close_epoch(self, validate: Callable[[], dict[str, float]] | None, watcher: Watcher) -> None:
+        at, config = self.progress, self.config
+        at.epoch, at.batch = at.epoch + 1, 0
+        record: dict[str, Any] = {
+            "epoch": at.epoch,
+            "loss": at.loss_sum / at.pairs,
+            "seconds": round(at.seconds, 4),
+            "interactions": at.interactions,
+            "interactions_per_second": round(at.interactions / at.seconds, 1),
+        }
+        at.loss_sum, at.pairs, at.interactions, at.seconds = 0.0, 0.0, 0, 0.0
+        due = at.epoch % config.validate_every == 0 or at.epoch == self._last_epoch
+        if validate is not None and due:
+            record |= self._validate(validate, watcher)
+        record["peak_rss_mb"] = peak_rss_mb()
+        at.history.append(record)
+        watcher.epoch(record)
+        self._save(watcher)
+        if watcher.stop_requested() and not self._finished():
+            raise Interrupted
+
+    def _validate(
+        self, validate: Callable[[], dict[str, float]], watcher: Watcher
+    ) -> dict[str, Any]:
+        """Take the validation metrics and compare them with the best so far."""
+        at, metric = self.progress, self.config.metric
+        self.model.eval()
+        started = time.perf_counter()
+        metrics = validate()
+        seconds = round(time.perf_counter() - started, 4)
+        if metric not in metrics:
+            raise InputError(f"trainer.metric must be one of {', '.join(metrics)}, got {metric!r}")
+        if at.best_value is None or metrics[metric] > at.best_value:
+            at.best_value, at.best_epoch, at.stale = metrics[metric], at.epoch, 0
+            watcher.better(self.model)
+        else:
+            at.stale += 1
+        return {"valid": metrics, "valid_seconds": seconds}
+
+    def _save_if_due(self, watcher: Watcher) -> None:
+        if watcher.stop_requested():
+            self._save(watcher)
+            raise Interrupted
+        if time.monotonic() - self._last_save > self.config.save_every_seconds:
+            self._save(watcher)
+
+    def _save(self, watcher: Watcher) -> None:
+        watcher.save(*self.state())
+        self._last_save = time.monotonic()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, plain values): all that a later `load_state` needs to go on bit-equal."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.accelerator.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
+        return tensors, dataclasses.asdict(self.progress)
+
+    def load_state(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Go back to where a saved state stood."""
+        self.progress = Progress(**meta)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.model.load_state_dict(parts["model"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            index, _, moment = name.partition(".")
+            moments.setdefault(int(index), {})[moment] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        torch.set_rng_state(parts["random"]["cpu"])
+        if "cuda" in parts["random"] and self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(parts["random"]["cuda"], self.accelerator.device)
+
+
+class _Step(nn.Module):
+    """Model and objective as one module, so that wrappers of the forward pass see both."""
+
+    def __init__(self, model: SequenceModel, objective: Objective, dtype: torch.dtype):
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.dtype = dtype
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        with torch.autocast(
+            batch.items_BT.device.type, self.dtype, enabled=self.dtype != torch.float32
+        ):
+            return self.objective(self.model, batch)
+
+
+def precision(wish: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: bf16 by request, or where the hardware multiplies it natively."""
+    if wish == "auto":
+        native = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        )
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if wish == "bf16" else torch.float32
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
