@@ -74,12 +74,12 @@ def merge(*trees: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def describe_fields(kind: type) -> list[dict[str, Any]]:
-    """Name, type and default of each setting of a config class, for listings."""
+def describe_fields(kind: type, section: str) -> list[dict[str, Any]]:
+    """Name, type and default of each setting of a config class, as in `--set section.name=value`."""
     hints = typing.get_type_hints(kind)
     return [
         {
-            "name": field.name,
+            "name": f"{section}.{field.name}",
             "type": _type_name(hints[field.name]),
             "default": None if field.default is dataclasses.MISSING else field.default,
         }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import recsys.models
 from recsys.batch import Batch
+from recsys.config import describe_fields
 from recsys.errors import InputError, nearest
 
 Scorer = Callable[[Batch], Tensor]
@@ -104,3 +105,17 @@ def model_class(name: str) -> type[Any]:
         known = ", ".join(model_names())
         raise InputError(f"unknown model {name!r}{nearest(name, model_names())} (models: {known})")
     return importlib.import_module(f"recsys.models.{name}").MODEL
+
+
+def model_list() -> list[dict[str, Any]]:
+    """Name, first line of the docstring, paper and settings of every model."""
+    return [
+        {
+            "name": name,
+            "title": (kind.__doc__ or "").partition("\n")[0],
+            "paper": kind.paper,
+            "settings": describe_fields(kind.Config, "model"),
+        }
+        for name in model_names()
+        for kind in [model_class(name)]
+    ]

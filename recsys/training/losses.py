@@ -6,12 +6,13 @@ computes it. The value is the weighted mean over the pairs, in float32.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recsys.config import describe_fields
 from recsys.data.negatives import NegativeKind, Negatives
 from recsys.errors import InputError, nearest
 from recsys.kernels.linear_cross_entropy import linear_cross_entropy
@@ -47,7 +48,7 @@ class SampledSoftmax:
     """Cross-entropy of the softmax over the target and sampled negatives."""
 
     name: ClassVar[str] = "sampled_softmax"
-    paper: ClassVar[str] = "Bengio & Senecal 2008; Yi et al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019"
+    paper: ClassVar[str] = "Yi et al., Sampling-Bias-Corrected Neural Modeling, RecSys 2019"
     num_negatives: int = 256
     """Negatives drawn each step (or for each pair); not used by in_batch."""
     negatives: NegativeKind = "uniform"
@@ -55,7 +56,7 @@ class SampledSoftmax:
     per_pair: bool = False
     """Draw separate negatives for each pair instead of one set for the batch."""
     log_q: bool = True
-    """Subtract the log of the sampling rate from each logit, so that the loss estimates the full one."""
+    """Subtract the log of the sampling rate from each logit: the loss then estimates the full one."""
     temperature: float = 1.0
     """Scores are divided by it before the softmax; above 0."""
 
@@ -97,14 +98,13 @@ class BCE:
         _check_drawn(self.name, self.negatives)
 
     def __call__(self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None) -> Tensor:
-        """[] mean of -log sigmoid(target) - mean over negatives of log(1 - sigmoid(negative))."""
+        """[] mean of -log sigmoid(target) - sum over negatives of log(1 - sigmoid(negative))."""
         return _binary(pairs, item_vectors, negatives, beta=1.0)
 
 
 @dataclass(frozen=True)
 class GBCE:
-    """Generalised BCE: the target's probability is raised to beta, which undoes the
-    overconfidence that sampling negatives causes."""
+    """BCE with the target's probability raised to beta, against overconfidence from sampling."""
 
     name: ClassVar[str] = "gbce"
     paper: ClassVar[str] = "Petrov & Macdonald, gSASRec, RecSys 2023, equations 11 and 12"
@@ -126,7 +126,8 @@ class GBCE:
     def __call__(self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None) -> Tensor:
         """[] as BCE with beta = alpha (t (1 - 1/alpha) + 1/alpha), alpha = S / (V - 1)."""
         alpha = min(1.0, self.num_negatives / max(1, len(item_vectors) - 2))
-        return _binary(pairs, item_vectors, negatives, beta=alpha * (self.t * (1 - 1 / alpha) + 1 / alpha))
+        beta = alpha * (self.t * (1 - 1 / alpha) + 1 / alpha)
+        return _binary(pairs, item_vectors, negatives, beta)
 
 
 Loss = Softmax | SampledSoftmax | BCE | GBCE
@@ -137,8 +138,22 @@ def loss_class(name: str) -> type[Loss]:
     """The loss called `name`, as in `--set loss.name=NAME`."""
     known = {loss.name: loss for loss in LOSSES}
     if name not in known:
-        raise InputError(f"unknown loss {name!r}{nearest(name, known)} (losses: {', '.join(known)})")
+        names = ", ".join(known)
+        raise InputError(f"unknown loss {name!r}{nearest(name, known)} (losses: {names})")
     return known[name]
+
+
+def loss_list() -> list[dict[str, Any]]:
+    """Name, first line of the docstring, paper and settings of every loss."""
+    return [
+        {
+            "name": loss.name,
+            "title": " ".join((loss.__doc__ or "").split()),
+            "paper": loss.paper,
+            "settings": describe_fields(loss, "loss"),
+        }
+        for loss in LOSSES
+    ]
 
 
 def _binary(pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None, beta: float) -> Tensor:
@@ -147,7 +162,6 @@ def _binary(pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None, bet
     target_logit_N, logits_NS = _logits(pairs, item_vectors, negatives)
     same_NS = _same(pairs.target_N, negatives.items)
     negative_NS = F.softplus(logits_NS).masked_fill(same_NS, 0.0)
-    # Mean over the negatives for S = 1; a sum in general, as in both papers.
     loss_N = beta * F.softplus(-target_logit_N) + negative_NS.sum(dim=1)
     return _weighted_mean(loss_N, pairs.weight_N)
 
@@ -178,4 +192,6 @@ def _check_positive(name: str, value: float) -> None:
 
 def _check_drawn(loss: str, negatives: NegativeKind) -> None:
     if negatives == "in_batch":
-        raise InputError(f"loss.negatives=in_batch needs loss.name=sampled_softmax; {loss} draws its negatives")
+        raise InputError(
+            f"loss.negatives=in_batch needs loss.name=sampled_softmax; {loss} draws its negatives"
+        )

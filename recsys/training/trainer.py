@@ -103,8 +103,8 @@ class Watcher(Protocol):
         """A batch is done."""
         ...
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch is done and validated."""
+    def epoch(self, record: dict[str, Any], history: list[dict[str, Any]], best_epoch: int) -> None:
+        """An epoch is done and validated; `history` holds its record and those before it."""
         ...
 
     def save(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -244,7 +244,7 @@ class Trainer:
             record |= self._validate(validate, watcher)
         record["peak_rss_mb"] = peak_rss_mb()
         at.history.append(record)
-        watcher.epoch(record)
+        watcher.epoch(record, at.history, at.best_epoch)
         self._save(watcher)
         if watcher.stop_requested() and not self._finished():
             raise Interrupted

@@ -1,0 +1,5 @@
+"""Runs the recsys command from a checkout: `python cli.py train --help`."""
+
+from recsys.cli import main
+
+main()

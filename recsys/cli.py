@@ -1,0 +1,313 @@
+"""The recsys command: parse, call, print. Every heavy import waits for the command that needs it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from recsys.errors import InputError, WorkError
+
+app = typer.Typer(
+    help="Sequential recommendation: from a raw interaction log to a retriever inside a service.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Look at data sources and prepare logs.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help="A prepared folder, a source name or a path.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting, as in model.dim=64.")
+]
+UserColumn = Annotated[str | None, typer.Option(help="Column of user ids.")]
+ItemColumn = Annotated[str | None, typer.Option(help="Column of item ids.")]
+TimeColumn = Annotated[str | None, typer.Option(help="Column of times.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+Seen = Annotated[
+    Literal["mask", "keep"], typer.Option(help="Take items of the history out of the ranking, or not.")
+]
+Ks = Annotated[str, typer.Option("--k", metavar="K,K,…", help="Cut-offs of the metrics.")]
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """Name the sources that can be trained on by name."""
+    from recsys.data.sources import names
+    from recsys.eval import tables
+
+    _print({"sources": names()}, as_json, tables.sources)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A source name or a path.")],
+    out: Annotated[Path, typer.Option(help="The data set folder to write.")],
+    engine: Annotated[
+        Literal["duckdb", "spark"], typer.Option(help="What runs the preparation.")
+    ] = "duckdb",
+    min_user_events: Annotated[int | None, typer.Option(help="Shortest history kept.")] = None,
+    min_item_events: Annotated[int | None, typer.Option(help="Rarest item kept.")] = None,
+    duplicates: Annotated[
+        str | None, typer.Option(help="exact, keep, first, last or consecutive.")
+    ] = None,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a log into a data set folder."""
+    from recsys import run
+    from recsys.config import from_dict
+    from recsys.data.info import describe
+    from recsys.data.prepare import DataConfig
+    from recsys.eval import tables
+
+    given = {
+        "min_user_events": min_user_events,
+        "min_item_events": min_item_events,
+        "duplicates": duplicates,
+        "user_column": user_column,
+        "item_column": item_column,
+        "time_column": time_column,
+    }
+    values = {name: value for name, value in given.items() if value is not None}
+    config = from_dict(DataConfig, values, "data")
+    dataset = run.prepare(source, out, config, engine=engine, reporter=_reporter())
+    _print(describe(dataset), as_json, tables.description)
+
+
+@data_app.command("info")
+def data_info(
+    data: DataArgument,
+    picture: Annotated[
+        Path | None, typer.Option(help="Where to draw the distributions (PNG).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Counts, lengths, popularity, time range and fingerprint, as a table and a picture."""
+    from recsys import run
+    from recsys.data.info import describe, plot
+    from recsys.data.prepare import DataConfig
+    from recsys.eval import tables
+
+    reporter = _reporter()
+    dataset, folder = run.open_data(data, DataConfig(), reporter)
+    _print(describe(dataset), as_json, tables.description)
+    picture = picture or folder / "info.png"
+    plot(dataset, picture)
+    reporter.line(f"picture: {picture}")
+
+
+@app.command()
+def train(
+    model: Annotated[str | None, typer.Option(help="One of `recsys models`.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help="As for `data info`.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="One of `recsys recipes`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/MODEL-DATA if not given.")] = None,
+    settings: Settings = [],  # noqa: B006 - typer copies it
+    config: Annotated[Path | None, typer.Option(help="A .toml or .json file of settings.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Train once more on train and valid together.")
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run.")] = None,
+    device: Device = "auto",
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    time_column: TimeColumn = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model, evaluate it on the test split and leave a run folder."""
+    from recsys import recipes, run
+    from recsys.config import merge, parse_settings, read_settings
+    from recsys.eval import tables
+    from recsys.eval.pictures import plot_training
+
+    columns = {"user_column": user_column, "item_column": item_column, "time_column": time_column}
+    tree = merge(
+        read_settings(config) if config else {},
+        parse_settings(settings),
+        {"data": {name: value for name, value in columns.items() if value is not None}},
+    )
+    reporter = _reporter()
+    job = run.plan(
+        model,
+        data,
+        out,
+        tree,
+        base=recipes.recipe(recipe) if recipe else None,
+        seed=seed,
+        refit=refit,
+        resume=resume,
+        reporter=reporter,
+    )
+    result = run.train_run(
+        job.config,
+        job.dataset,
+        job.folder,
+        job.run,
+        resume=resume,
+        device=device,
+        reporter=reporter,
+        command=sys.argv,
+    )
+    plot_training(job.run)
+    _print({**result, "run": str(job.run)}, as_json, tables.evaluation)
+    if not as_json:
+        tables.examples(job.run, job.dataset)
+
+
+@app.command("eval")
+def evaluate(
+    folder: RunArgument,
+    part: Annotated[Literal["valid", "test"], typer.Option("--split", help="Which targets.")] = "test",
+    ks: Ks = "5,10,20",
+    seen: Seen = "mask",
+    through: Annotated[
+        Literal["exact", "index"], typer.Option(help="Rank every item, or take the index's answers.")
+    ] = "exact",
+    data: Annotated[Path | None, typer.Option(help="Where the prepared data lies now.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Ranking metrics of a run over the full catalogue, beside the baselines."""
+    from recsys.data.sequences import SequenceDataset
+    from recsys.eval import tables
+    from recsys.eval.report import evaluate_run
+
+    dataset = SequenceDataset.load(data) if data else None
+    result = evaluate_run(
+        folder, part, _numbers(ks), seen, through, dataset=dataset, device=device
+    )
+    _print(result, as_json, tables.evaluation)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Run folders.")],
+    ks: Ks = "5,10,20",
+    seen: Seen = "mask",
+    as_json: Json = False,
+) -> None:
+    """Test metrics of several runs on the same data, with paired differences to the first."""
+    from recsys.eval import tables
+    from recsys.eval.report import compare_runs
+
+    _print(compare_runs(folders, _numbers(ks), seen), as_json, tables.comparison)
+
+
+@app.command()
+def index(
+    folder: RunArgument,
+    kind: Annotated[str, typer.Option("--type", help="flat or hnsw.")] = "flat",
+    as_json: Json = False,
+) -> None:
+    """Build the FAISS index of a run and measure it against exact search."""
+    from recsys.eval import tables
+    from recsys.retrieval.index import build_run_index
+
+    _print(build_run_index(folder, kind), as_json, tables.index)
+
+
+@app.command()
+def recommend(
+    folder: RunArgument,
+    history: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Oldest first.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
+    all_users: Annotated[bool, typer.Option("--all-users", help="For every user of the data.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Parquet file for --all-users.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Where the prepared data lies now.")] = None,
+    through: Annotated[
+        Literal["auto", "exact", "index"], typer.Option(help="How items are found.")
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Recommend items for a history, or for all users into a Parquet file."""
+    from recsys.eval import tables
+    from recsys.retrieval import all_users as batch
+    from recsys.retrieval.retriever import Retriever
+
+    if all_users == (history is not None) or all_users != (out is not None):
+        raise InputError("recommend takes --history ID,ID,… or --all-users --out FILE.parquet")
+    retriever = Retriever.load(folder, index=through)
+    if history is not None:
+        raw = [retriever.vocab.parse(text.strip()) for text in history.split(",") if text.strip()]
+        _print(batch.as_record(retriever.recommend(raw, k)), as_json, tables.recommendations)
+    else:
+        report = batch.recommend_all(folder, retriever, out, k, data)
+        _print(report, as_json, tables.pairs)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """The models, their settings and papers."""
+    from recsys.models.base import model_list
+    from recsys.eval import tables
+
+    _print({"models": model_list()}, as_json, tables.catalogue)
+
+
+@app.command()
+def losses(as_json: Json = False) -> None:
+    """The losses, their settings and papers."""
+    from recsys.training.losses import loss_list
+    from recsys.eval import tables
+
+    _print({"losses": loss_list()}, as_json, tables.catalogue)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """The recipes: settings with measured numbers."""
+    from recsys import recipes as folder
+    from recsys.eval import tables
+
+    _print({"recipes": folder.recipe_list()}, as_json, tables.catalogue)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and leave with its exit code: 0 done, 1 failed, 2 wrong usage or bad input."""
+    try:
+        app(arguments)
+    except InputError as error:
+        _fail(error, 2)
+    except (WorkError, OSError) as error:
+        _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _reporter() -> Any:
+    from recsys.training.watch import PlainReporter, TerminalReporter
+
+    return TerminalReporter() if sys.stderr.isatty() else PlainReporter()
+
+
+def _print(result: dict[str, Any], as_json: bool, table: Any) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(result, allow_nan=False))
+    else:
+        table(result)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--k takes whole numbers, as in 5,10,20; got {text!r}") from None
+
+
+if __name__ == "__main__":
+    main()

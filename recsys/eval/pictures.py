@@ -1,0 +1,49 @@
+"""Pictures of a run."""
+
+import json
+from pathlib import Path
+
+from recsys.checkpoint import HISTORY, written_whole
+
+
+def plot_training(run: Path) -> Path | None:
+    """Draw loss and validation metrics over epochs into RUN/training.png; None without epochs."""
+    lines = (run / HISTORY).read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record.get("stage") == "train"]
+    if not records:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [record["epoch"] for record in records]
+    left.plot(epochs, [record["loss"] for record in records], color="#4c566a", marker=".")
+    left.set(xlabel="epoch", ylabel="training loss", title="Loss")
+    validated = [record for record in records if "valid" in record]
+    if validated:
+        at = [record["epoch"] for record in validated]
+        colours = ("#2a6f97", "#c1666b", "#7a9e7e", "#d4a373")
+        for name, colour in zip(validated[0]["valid"], colours * 3, strict=False):
+            values = [record["valid"][name] for record in validated]
+            right.plot(at, values, color=colour, marker=".", label=name)
+            best = max(range(len(values)), key=values.__getitem__)
+            right.annotate(
+                f"{values[best]:.4f}",
+                (at[best], values[best]),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=colour,
+            )
+        right.set_ylim(bottom=0)
+        right.margins(y=0.12)
+        right.legend(frameon=False, fontsize=8)
+    right.set(xlabel="epoch", title="Validation, full ranking")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    with written_whole(run / "training.png") as aside:
+        figure.savefig(aside, dpi=130, format="png")
+    return run / "training.png"

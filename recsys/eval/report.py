@@ -1,0 +1,178 @@
+"""From a run folder to the numbers in metrics.json, tables and pictures."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from recsys.checkpoint import CONFIG, load_model, read_json
+from recsys.config import from_dict
+from recsys.data.loader import flat_positions
+from recsys.data.sequences import SequenceDataset
+from recsys.data.split import Histories, Queries, Split, SplitConfig, split
+from recsys.errors import InputError
+from recsys.eval.evaluator import Seen, check_ks, evaluate, evaluate_through
+from recsys.eval.evaluator import paired_difference as difference
+from recsys.models.base import CountingModel
+from recsys.models.item_knn import ItemKNN
+from recsys.models.popular import Popular
+from recsys.retrieval.retriever import Retriever
+
+Part = Literal["valid", "test"]
+DEFAULT_KS = (5, 10, 20)
+RECENT_DAYS = 30
+_UNITS_A_DAY = {
+    "s": 86_400,
+    "ms": 86_400_000,
+    "us": 86_400_000_000,
+    "ns": 86_400_000_000_000,
+}
+
+
+def evaluate_run(
+    run: str | Path,
+    part: Part = "test",
+    ks: Sequence[int] = DEFAULT_KS,
+    seen: Seen = "mask",
+    through: Literal["exact", "index"] = "exact",
+    *,
+    dataset: SequenceDataset | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """The contents of metrics.json for a run. `dataset` stands in where the prepared folder has moved.
+
+    Raises InputError where the data is not what the run was trained on, or where a refit run is asked
+    about the valid targets that it has learned from.
+    """
+    run, ks = Path(run), check_ks(ks)
+    config = read_json(run / CONFIG)
+    dataset = _the_data(run, config, dataset)
+    parts = split(dataset, from_dict(SplitConfig, config["split"], "split"))
+    if config["refit"] and part == "valid":
+        raise InputError(f"{run} was refitted on train and valid together: only --split test is fair")
+    queries = parts.test if part == "test" else parts.valid
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    started = time.perf_counter()
+    if through == "index":
+        retriever = Retriever.load(run, index="index")
+        evaluation = evaluate_through(retriever, dataset, queries, seen, max(ks))
+    else:
+        evaluation = evaluate(load_model(run, device), dataset, queries, seen, device)
+    metrics = evaluation.with_intervals(ks)
+    seconds = time.perf_counter() - started
+    return {
+        "data": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "users": len(dataset),
+            "items": dataset.num_items,
+            "interactions": len(dataset.items),
+        },
+        "split": {**parts.info, "part": part},
+        "protocol": {
+            "ranking": "full",
+            "ties": "against",
+            "seen": seen,
+            "refit": config["refit"],
+            "through": through,
+        },
+        "model": config["model"]["name"],
+        "users": evaluation.users,
+        "targets": len(queries),
+        "seconds": round(seconds, 4),
+        "metrics": metrics,
+        "baselines": _baselines(dataset, parts, config["refit"], queries, ks, seen),
+    }
+
+
+def compare_runs(
+    runs: Sequence[str | Path], ks: Sequence[int] = DEFAULT_KS, seen: Seen = "mask"
+) -> dict[str, Any]:
+    """Test metrics of several runs, and the paired difference of each to the first.
+
+    Raises InputError unless all were trained on the same data under the same split.
+    """
+    if len(runs) < 2:
+        raise InputError("compare takes two runs or more")
+    ks, first = check_ks(ks), read_json(Path(runs[0]) / CONFIG)
+    dataset = _the_data(Path(runs[0]), first, None)
+    queries = split(dataset, from_dict(SplitConfig, first["split"], "split")).test
+    rows, evaluations = [], []
+    for run in map(Path, runs):
+        config = read_json(run / CONFIG)
+        for section, same in (("dataset", "fingerprint"), ("split", "kind"), ("split", "target")):
+            if config[section][same] != first[section][same]:
+                raise InputError(
+                    f"{run} cannot be compared with {runs[0]}: its {section}.{same} is"
+                    f" {config[section][same]}, not {first[section][same]}"
+                )
+        evaluations.append(evaluate(load_model(run), dataset, queries, seen))
+        rows.append(
+            {
+                "run": str(run),
+                "model": config["model"]["name"],
+                "refit": config["refit"],
+                "metrics": evaluations[-1].with_intervals(ks),
+            }
+        )
+    for row, evaluation in zip(rows[1:], evaluations[1:], strict=True):
+        row["difference_to_first"] = difference(evaluations[0], evaluation, ks)
+    return {
+        "data": {"name": dataset.name, "fingerprint": dataset.fingerprint},
+        "split": {"kind": first["split"]["kind"], "part": "test"},
+        "protocol": {"ranking": "full", "ties": "against", "seen": seen},
+        "users": evaluations[0].users,
+        "runs": rows,
+    }
+
+
+def fit_counting(model: CountingModel, dataset: SequenceDataset, histories: Histories) -> None:
+    """Fit a counting model on training histories; ages are measured from the newest of them."""
+    _, position = flat_positions(histories.start, histories.end)
+    lengths = histories.end - histories.start
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ages = np.zeros(len(position))
+    unit = _UNITS_A_DAY.get(dataset.info.get("time_unit") or "")
+    if dataset.timestamps is not None and unit:
+        times = dataset.timestamps[position]
+        ages = (times.max() - times) / unit
+    items = dataset.items[position].astype(np.int64)
+    model.fit(torch.from_numpy(items), torch.from_numpy(offsets), torch.from_numpy(ages))
+
+
+def _baselines(
+    dataset: SequenceDataset, parts: Split, refit: bool, queries: Queries, ks: Sequence[int], seen: Seen
+) -> dict[str, dict[str, float]]:
+    """The same metrics of what any model must beat, fitted on the same histories as the model."""
+    histories = parts.refit if refit else parts.train
+    models: dict[str, CountingModel] = {"popular": Popular(Popular.Config(), dataset.num_items)}
+    if dataset.info.get("time_unit"):
+        recent = Popular.Config(days=RECENT_DAYS)
+        models[f"popular, last {RECENT_DAYS} days"] = Popular(recent, dataset.num_items)
+    models["item_knn"] = ItemKNN(ItemKNN.Config(), dataset.num_items)
+    results = {}
+    for name, model in models.items():
+        fit_counting(model, dataset, histories)
+        results[name] = evaluate(model, dataset, queries, seen).metrics(ks)
+    return results
+
+
+def _the_data(run: Path, config: dict[str, Any], dataset: SequenceDataset | None) -> SequenceDataset:
+    """The data set a run was trained on."""
+    about = config["dataset"]
+    if dataset is None:
+        folder = Path(about["path"])
+        if not (folder / "dataset.json").is_file():
+            raise InputError(
+                f"the data of {run} is no longer in {folder}: name its place with --data DIR"
+            )
+        dataset = SequenceDataset.load(folder)
+    if dataset.fingerprint != about["fingerprint"]:
+        raise InputError(
+            f"{run} was trained on data {about['name']} {about['fingerprint'][:12]}, this is"
+            f" {dataset.name} {dataset.fingerprint[:12]}"
+        )
+    return dataset

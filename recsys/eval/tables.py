@@ -1,0 +1,187 @@
+"""Results as tables for a person, on standard output."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from recsys.data.sequences import SequenceDataset
+from recsys.retrieval.retriever import Recommendations, Retriever
+
+
+def evaluation(result: dict[str, Any]) -> None:
+    """The model beside its baselines, with what the numbers mean above them."""
+    console = Console(highlight=False)
+    data, split, protocol = result["data"], result["split"], result["protocol"]
+    console.print(
+        f"{data['name']}: {data['users']:,} users, {data['items']:,} items,"
+        f" {data['interactions']:,} interactions, fingerprint {data['fingerprint'][:12]}",
+        soft_wrap=True,
+    )
+    refit = "on train and valid (refit)" if protocol["refit"] else "on train"
+    through = ", through the index" if protocol["through"] == "index" else ""
+    console.print(
+        f"{split['part']} of {split['kind']}: {result['targets']:,} targets of {result['users']:,}"
+        f" users{_left_out(split)}; trained {refit}; full ranking{through}, ties against the model,"
+        f" seen items {'masked' if protocol['seen'] == 'mask' else 'kept'}",
+        soft_wrap=True,
+    )
+    names = list(result["metrics"])
+    table = Table()
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    values = (result["metrics"][name] for name in names)
+    table.add_row(result["model"], *(f"[bold]{value['value']:.4f}[/]" for value in values))
+    table.add_row(
+        "  95 % interval",
+        *("{:.4f}–{:.4f}".format(*result["metrics"][name]["ci95"]) for name in names),
+        style="dim",
+    )
+    for baseline, metrics in result["baselines"].items():
+        table.add_row(baseline, *(f"{metrics[name]:.4f}" for name in names))
+    _wide(console, table)
+    if "run" in result:
+        console.print(f"run folder: {result['run']}", soft_wrap=True)
+
+
+def _left_out(split: dict[str, Any]) -> str:
+    """What a split could not ask about, in words."""
+    parts = []
+    if split.get("users_train_only"):
+        parts.append(f"{split['users_train_only']:,} users only train")
+    new = split.get(f"{split['part']}_targets_without_history")
+    if new:
+        parts.append(f"{new:,} targets without a history left out")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def comparison(result: dict[str, Any]) -> None:
+    """Runs side by side; differences to the first with their intervals, marked where clear of 0."""
+    console = Console(highlight=False)
+    names = list(result["runs"][0]["metrics"])
+    table = Table(title=f"{result['data']['name']}, {result['users']:,} users, test")
+    table.add_column("run")
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in result["runs"]:
+        label = row["run"] + (" (refit)" if row["refit"] else "")
+        table.add_row(label, *(f"{row['metrics'][name]['value']:.4f}" for name in names))
+        if "difference_to_first" in row:
+            table.add_row(
+                "  difference", *(_difference(row["difference_to_first"][name]) for name in names)
+            )
+    _wide(console, table)
+
+
+def _difference(value: dict[str, Any]) -> str:
+    low, high = value["ci95"]
+    text = f"{value['difference']:+.4f} [{low:+.4f}, {high:+.4f}]".replace("[", "\\[")
+    return f"[bold]{text}[/]" if low > 0 or high < 0 else text
+
+
+def description(facts: dict[str, Any]) -> None:
+    """Facts about a data set, one a line; nested ones indented."""
+    pairs(facts)
+
+
+def pairs(facts: dict[str, Any]) -> None:
+    """Names and values."""
+    console = Console(highlight=False)
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            inner = "  ".join(f"{key} {_plain(part)}" for key, part in value.items())
+            table.add_row(name, inner)
+        else:
+            table.add_row(name, _plain(value))
+    console.print(table)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return str(value)
+
+
+def sources(result: dict[str, Any]) -> None:
+    """Named sources and where their files are."""
+    console = Console(highlight=False)
+    table = Table()
+    for column in ("name", "what", "users", "items", "interactions", "files"):
+        table.add_column(column)
+    for source in result["sources"]:
+        counts = (_plain(source.get(name)) for name in ("users", "items", "interactions"))
+        table.add_row(source["name"], source["title"], *counts, source.get("found") or "to download")
+    console.print(table)
+    console.print("Or a path: CSV, TSV, JSON lines, Parquet, sequence text, .gz, a folder of parts.")
+
+
+def catalogue(result: dict[str, Any]) -> None:
+    """Models, losses or recipes with their settings."""
+    console = Console(highlight=False)
+    (entries,) = result.values()
+    for entry in entries:
+        console.print(f"[bold]{entry['name']}[/]  {entry['title']}")
+        if entry.get("paper"):
+            console.print(f"  {entry['paper']}", style="dim")
+        if isinstance(entry["settings"], list):
+            for setting in entry["settings"]:
+                console.print(f"  {setting['name']} = {setting['default']}  ({setting['type']})")
+        else:
+            for section in ("model", "loss", "trainer"):
+                values = entry["settings"][section].items()
+                console.print("  " + "  ".join(f"{section}.{name}={value}" for name, value in values))
+
+
+def index(result: dict[str, Any]) -> None:
+    """What an index was measured to be."""
+    pairs(result)
+
+
+def recommendations(result: dict[str, Any]) -> None:
+    """Recommended items, best first."""
+    console = Console(highlight=False)
+    if result["unknown"]:
+        console.print("not in the catalogue, skipped: " + ", ".join(map(str, result["unknown"])))
+    if result["fallback"]:
+        console.print(f"no known item in the history: answered by {result['fallback']}")
+    table = Table()
+    for column in ("", "item", "title", "score"):
+        table.add_column(column, justify="right" if column in ("", "score") else "left")
+    for rank, found in enumerate(result["items"], start=1):
+        table.add_row(str(rank), str(found["item"]), found["title"] or "", f"{found['score']:.3f}")
+    console.print(table)
+
+
+def examples(run: Path, dataset: SequenceDataset, users: int = 3) -> None:
+    """What a few users chose last and what the run would show them next."""
+    console = Console(highlight=False)
+    retriever = Retriever.load(run)
+    for user in np.linspace(0, len(dataset) - 1, users + 2).astype(int)[1:-1]:
+        history = retriever.vocab.decode(dataset[user])
+        found = retriever.recommend(history, k=3)
+        titles = retriever.titles(history[-3:])
+        console.print(f"\nuser {dataset.users[int(user)].as_py()} chose last:", style="bold")
+        for item, title in zip(history[-3:], titles, strict=True):
+            console.print(f"   {title or item}")
+        console.print("   and would be shown:")
+        for rank, item, title in _ranked(found):
+            console.print(f"   {rank}. {title or item}")
+
+
+def _ranked(found: Recommendations) -> list[tuple[int, Any, str | None]]:
+    titles = found.titles or [None] * len(found.items)
+    return [(i, item, title) for i, (item, title) in enumerate(zip(found.items, titles, strict=True), 1)]
+
+
+def _wide(console: Console, table: Table) -> None:
+    """Print without folding numbers: a narrow terminal scrolls rather than break them."""
+    width = console.measure(table).maximum
+    console.print(table, width=max(console.width, width), crop=False, no_wrap=True, soft_wrap=True)

@@ -1,0 +1,16 @@
+"""SASRec for MovieLens-100K (943 users, 1,682 films, no filter)."""
+
+from recsys.models.sasrec import SASRec
+from recsys.settings import RunConfig
+from recsys.training.losses import Softmax
+from recsys.training.trainer import TrainerConfig
+
+
+def recipe() -> RunConfig:
+    """Full softmax over the last 50 films; longer histories did not help."""
+    return RunConfig(
+        model_name="sasrec",
+        model=SASRec.Config(dim=64, num_layers=2, num_heads=2, max_len=50, dropout=0.2),
+        loss=Softmax(),
+        trainer=TrainerConfig(epochs=200, batch_size=128, lr=1e-3, validate_every=2, patience=10),
+    )

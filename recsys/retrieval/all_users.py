@@ -1,0 +1,89 @@
+"""Recommendations for every user of a data set, into a Parquet file."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from recsys.checkpoint import CONFIG, read_json, written_whole
+from recsys.data.loader import collate, flat_positions
+from recsys.data.sequences import SequenceDataset
+from recsys.errors import InputError
+from recsys.retrieval.retriever import Recommendations, Retriever
+
+BATCH = 1024
+"""Users recommended to at a time."""
+
+
+def recommend_all(
+    run: Path, retriever: Retriever, out: Path, k: int, data: Path | None = None
+) -> dict[str, Any]:
+    """Write `out` with columns user, rank (from 1), item and score; a row a recommendation.
+
+    Every user's whole history is the question, and what is in it is not recommended again. `data`
+    names the prepared folder where it is no longer where the run was trained.
+    """
+    import pyarrow.parquet as pq
+
+    about = read_json(run / CONFIG)["dataset"]
+    dataset = SequenceDataset.load(data or about["path"])
+    if dataset.fingerprint != about["fingerprint"]:
+        raise InputError(f"{run} was trained on other data than {dataset.name} in {data or about['path']}")
+    if k < 1:
+        raise InputError(f"-k takes a whole number from 1, got {k}")
+    started = time.perf_counter()
+    raw_items = retriever.vocab.raw_ids
+    schema = pa.schema(
+        [
+            ("user", dataset.users.type),
+            ("rank", pa.int32()),
+            ("item", raw_items.type),
+            ("score", pa.float32()),
+        ]
+    )
+    users = np.flatnonzero(np.diff(dataset.offsets) > 0)
+    rows = 0
+    with written_whole(out) as aside, pq.ParquetWriter(aside, schema) as writer:
+        for first in range(0, len(users), BATCH):
+            block = users[first : first + BATCH]
+            items_BK, scores_BK = _recommend(retriever, dataset, block, k)
+            user, place = np.nonzero(items_BK > 0)
+            items = items_BK[user, place]
+            columns = [
+                dataset.users.take(pa.array(block[user])),
+                pa.array(place + 1, type=pa.int32()),
+                raw_items.take(pa.array(items - 1)),
+                pa.array(scores_BK[user, place], type=pa.float32()),
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+            rows += len(items)
+    seconds = time.perf_counter() - started
+    return {"out": str(out), "users": len(users), "rows": rows, "seconds": round(seconds, 3)}
+
+
+def as_record(found: Recommendations) -> dict[str, Any]:
+    """Recommendations as JSON values."""
+    titles = found.titles or [None] * len(found.items)
+    return {
+        "items": [
+            {"item": item, "title": title, "score": score}
+            for item, title, score in zip(found.items, titles, found.scores, strict=True)
+        ],
+        "unknown": found.unknown,
+        "fallback": found.fallback,
+    }
+
+
+def _recommend(
+    retriever: Retriever, dataset: SequenceDataset, users: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """([B, K] item numbers, 0 where there is no further one; [B, K] scores)."""
+    start, end = dataset.offsets[users], dataset.offsets[users + 1]
+    row, position = flat_positions(start, end)
+    seen = (torch.from_numpy(row), torch.from_numpy(dataset.items[position].astype(np.int64)))
+    batch = collate(dataset, np.maximum(start, end - retriever.max_len), end)
+    items_BK, scores_BK = retriever.recommend_items(batch, k, seen=seen)
+    return np.asarray(items_BK), np.asarray(scores_BK)

@@ -1,0 +1,386 @@
+"""The composition root: settings, data, model, loss and trainer become a run folder, and back."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from recsys import checkpoint
+from recsys.config import parse_settings, to_dict
+from recsys.data.interactions import Columns, Source
+from recsys.data.loader import TrainLoader, flat_positions
+from recsys.data.prepare import DataConfig
+from recsys.data.sequences import SequenceDataset
+from recsys.data.split import Histories, Split, split
+from recsys.errors import InputError
+from recsys.eval.evaluator import evaluate as evaluate_model
+from recsys.eval.report import evaluate_run as evaluate
+from recsys.eval.report import fit_counting
+from recsys.models.base import CountingModel, model_class
+from recsys.settings import RunConfig, configure, metric_cutoff, saved_config
+from recsys.training.objectives import next_item
+from recsys.training.trainer import Trainer
+from recsys.training.watch import FolderWatcher, PlainReporter, Reporter, StopRequest, stop_on_signals
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def prepare(
+    data: Any,
+    out: str | Path,
+    config: DataConfig | None = None,
+    *,
+    engine: Literal["duckdb", "spark"] = "duckdb",
+    reporter: Reporter | None = None,
+) -> SequenceDataset:
+    """Turn a source (name, path, pandas DataFrame or Arrow table) into a data set folder."""
+    from recsys.data.prepare import prepare as prepare_source
+
+    reporter = reporter or PlainReporter()
+    source = _source(data, config or DataConfig(), reporter)
+    return prepare_source(
+        source, Path(out), config or DataConfig(), engine=engine, report=reporter.line
+    )
+
+
+def open_data(data: Any, config: DataConfig, reporter: Reporter) -> tuple[SequenceDataset, Path]:
+    """(data set, its folder) of a prepared folder, or of a source prepared into the cache."""
+    if isinstance(data, str | Path) and (Path(data) / "dataset.json").is_file():
+        if config != DataConfig():
+            raise InputError(
+                f"{data} is prepared already: settings named data.* apply when a log is prepared"
+            )
+        return SequenceDataset.load(data), Path(data).resolve()
+    from recsys.data.prepare import prepare as prepare_source
+
+    source = _source(data, config, reporter)
+    folder = _cached(source, config)
+    if (folder / "dataset.json").is_file():
+        reporter.line(f"using the data prepared before in {folder}")
+        return SequenceDataset.load(folder), folder
+    return prepare_source(source, folder, config, report=reporter.line), folder
+
+
+def _cached(source: Source, config: DataConfig) -> Path:
+    """Where the cache keeps this source prepared in this way: a folder named after both."""
+    from recsys.data.sources import cache_dir
+
+    digest = hashlib.sha256(json.dumps([source.name, to_dict(config)]).encode())
+    for file in source.files:
+        status = file.stat()
+        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    if source.table is not None:
+        for batch in source.table.to_batches():
+            digest.update(batch.serialize())
+    return cache_dir() / "prepared" / f"{source.name.replace(':', '-')}-{digest.hexdigest()[:12]}"
+
+
+def _source(data: Any, config: DataConfig, reporter: Reporter) -> Source:
+    columns = Columns(config.user_column, config.item_column, config.time_column)
+    if isinstance(data, str | Path):
+        from recsys.data.sources import resolve
+
+        return resolve(str(data), report=reporter.line, columns=columns)
+    from recsys.data.formats import source_from_table
+
+    return source_from_table(data, columns, "dataframe")
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def train(
+    data: Any,
+    model: str = "sasrec",
+    out: str | Path | None = None,
+    *,
+    settings: dict[str, Any] | None = None,
+    seed: int = 0,
+    refit: bool = False,
+    device: Device = "auto",
+) -> Path:
+    """Train `model` on a source, prepared folder, pandas DataFrame or Arrow table.
+
+    `settings` are those of `--set`, as in {"model.dim": 128, "loss.name": "bce"}. Returns the run
+    folder, which `Retriever.load` and `recsys eval` take.
+    """
+    tree = parse_settings([f"{name}={value}" for name, value in (settings or {}).items()])
+    reporter = PlainReporter()
+    run = Path(out) if out is not None else None
+    job = plan(model, data, run, tree, seed=seed, refit=refit, reporter=reporter)
+    train_run(job.config, job.dataset, job.folder, job.run, device=device, reporter=reporter)
+    return job.run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that is ready to start, or to go on."""
+
+    config: RunConfig
+    dataset: SequenceDataset
+    folder: Path
+    """The prepared data set."""
+    run: Path
+
+
+def plan(
+    model: str | None,
+    data: Any,
+    out: Path | None,
+    settings: dict[str, dict[str, Any]],
+    *,
+    base: RunConfig | None = None,
+    seed: int | None = None,
+    refit: bool = False,
+    resume: bool = False,
+    reporter: Reporter,
+) -> Job:
+    """Settle what to train on what. A resumed run brings whatever is not said again."""
+    if resume:
+        if out is None:
+            raise InputError("--resume needs --out, the run folder to go on with")
+        before = checkpoint.read_json(out / checkpoint.CONFIG)
+        model = model or before["model"]["name"]
+        base = base or saved_config(before)
+        data = data or before["dataset"]["path"]
+    model = model or (base.model_name if base else None)
+    if model is None or data is None:
+        raise InputError("train needs --model (see `recsys models`) and --data (see `recsys data list`)")
+    config = configure(model, settings, base=base, seed=seed, refit=refit or None)
+    prepared = isinstance(data, str | Path) and (Path(data) / "dataset.json").is_file()
+    options = DataConfig() if prepared and resume else config.data
+    dataset, folder = open_data(data, options, reporter)
+    return Job(config, dataset, folder, out or free_folder(Path("runs") / f"{model}-{dataset.name}"))
+
+
+def train_run(
+    config: RunConfig,
+    dataset: SequenceDataset,
+    folder: Path,
+    run: Path,
+    *,
+    resume: bool = False,
+    device: Device = "auto",
+    reporter: Reporter,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Fill the run folder `run`; the contents of its metrics.json. Raises Interrupted on Ctrl-C."""
+    parts = split(dataset, config.split)
+    accelerator = _accelerator(device)
+    fresh = _open_run(config, dataset, folder, run, resume, command)
+    if (run / checkpoint.METRICS).is_file():
+        reporter.line(f"{run} is complete already")
+        return checkpoint.read_json(run / checkpoint.METRICS)
+    if accelerator.is_main_process and fresh:
+        histories = parts.refit if config.refit else parts.train
+        counts = training_counts(dataset, histories)
+        catalogue = dataset.catalogue.set_column(
+            dataset.catalogue.column_names.index("count"), "count", [counts[1:]]
+        )
+        checkpoint.write_items(run, catalogue)
+    if issubclass(model_class(config.model_name), CountingModel):
+        _count(config, dataset, parts, run)
+    else:
+        with stop_on_signals(reporter) as stop:
+            _Learning(config, dataset, parts, run, accelerator, reporter, stop).learn()
+    accelerator.wait_for_everyone()
+    result = evaluate(run, dataset=dataset, device=device)
+    if accelerator.is_main_process:
+        checkpoint.write_json(run / checkpoint.METRICS, result)
+    return result
+
+
+def free_folder(wish: Path) -> Path:
+    """`wish`, or `wish-2`, `wish-3` … where that is taken."""
+    folder, number = wish, 1
+    while folder.exists():
+        number += 1
+        folder = wish.with_name(f"{wish.name}-{number}")
+    return folder
+
+
+def _open_run(
+    config: RunConfig,
+    dataset: SequenceDataset,
+    folder: Path,
+    run: Path,
+    resume: bool,
+    command: Sequence[str],
+) -> bool:
+    """Make the folder with its config.json (True), or check that it can be resumed (False)."""
+    described = config.as_dict()
+    about = {
+        "name": dataset.name,
+        "path": str(folder),
+        "fingerprint": dataset.fingerprint,
+        "users": len(dataset),
+        "items": dataset.num_items,
+        "interactions": len(dataset.items),
+    }
+    if (run / checkpoint.CONFIG).is_file():
+        if not resume:
+            raise InputError(f"{run} holds a run already: go on with --resume, or choose another --out")
+        before = checkpoint.read_json(run / checkpoint.CONFIG)
+        changed = _differences(before, {**described, "dataset": {"fingerprint": about["fingerprint"]}})
+        if changed:
+            raise InputError(f"--resume with other settings than {run} was begun with: {changed}")
+        return not (run / checkpoint.ITEMS).is_file()
+    if resume:
+        raise InputError(f"{run} cannot be resumed: it has no {checkpoint.CONFIG}")
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"{run} exists and is not a run folder; choose another --out")
+    packages = ("recsys", "torch", "numpy", "accelerate", "pyarrow", "safetensors")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    checkpoint.write_json(
+        run / checkpoint.CONFIG,
+        {
+            **described,
+            "dataset": about,
+            "versions": {"python": platform.python_version(), **versions},
+            "command": list(command) or sys.argv,
+        },
+    )
+    return True
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    found = []
+    for section, value in now.items():
+        old = before.get(section)
+        if not isinstance(value, dict):
+            if old != value:
+                found.append(f"{section} was {old}, is {value}")
+            continue
+        old = old if isinstance(old, dict) else {}
+        found += [
+            f"{section}.{name} was {old.get(name)}, is {new}"
+            for name, new in value.items()
+            if old.get(name) != new
+        ]
+    return "; ".join(found)
+
+
+def _accelerator(device: Device) -> "Accelerator":
+    from accelerate import Accelerator
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no CUDA device is available here; use --device auto or cpu")
+    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+
+
+def _count(config: RunConfig, dataset: SequenceDataset, parts: Split, run: Path) -> None:
+    """Fit a counting model; there are no epochs."""
+    started = time.perf_counter()
+    histories = parts.refit if config.refit else parts.train
+    model = model_class(config.model_name)(config.model, dataset.num_items)
+    fit_counting(model, dataset, histories)
+    checkpoint.write_tensors(run / checkpoint.WEIGHTS, model.state_dict())
+    seconds = max(time.perf_counter() - started, 1e-9)
+    interactions = int((histories.end - histories.start).sum())
+    record = {
+        "epoch": 1,
+        "loss": None,
+        "seconds": seconds,
+        "interactions": interactions,
+        "interactions_per_second": interactions / seconds,
+    }
+    checkpoint.write_lines(run / checkpoint.HISTORY, [record])
+
+
+@dataclass(frozen=True)
+class _Learning:
+    """One training by gradient steps: with early stopping, and once more where a refit is asked for."""
+
+    config: RunConfig
+    dataset: SequenceDataset
+    parts: Split
+    run: Path
+    accelerator: "Accelerator"
+    reporter: Reporter
+    stop: StopRequest
+
+    def learn(self) -> None:
+        """Go through the stages, from a saved state where there is one."""
+        saved, meta = {}, {}
+        if (self.run / checkpoint.STATE).is_file():
+            saved, meta = checkpoint.read_tensors(self.run / checkpoint.STATE)
+        records: list[dict[str, Any]] = meta.get("earlier", [])
+        if meta.get("stage") != "refit":
+            trainer, watcher = self._stage("train", self.parts.train, [])
+            if saved:
+                trainer.load_state(saved, meta["progress"])
+            trainer.fit(lambda: self._validate(trainer), watcher)
+            saved, records = {}, trainer_records(trainer, "train")
+        if self.config.refit:
+            best_epoch = best_record(records, self.config.trainer.metric)["epoch"]
+            self.reporter.line(f"refit: once more on train and valid together, {best_epoch} epochs")
+            trainer, watcher = self._stage("refit", self.parts.refit, records, best_epoch)
+            if saved:
+                trainer.load_state(saved, meta["progress"])
+            trainer.fit(None, watcher)
+            watcher.better(trainer.model)
+
+    def _validate(self, trainer: Trainer) -> dict[str, float]:
+        ks = sorted({10, metric_cutoff(self.config.trainer.metric)})
+        device = self.accelerator.device
+        return evaluate_model(trainer.model, self.dataset, self.parts.valid, device=device).metrics(ks)
+
+    def _stage(
+        self,
+        stage: str,
+        histories: Histories,
+        earlier: list[dict[str, Any]],
+        stop_after: int | None = None,
+    ) -> tuple[Trainer, FolderWatcher]:
+        """A trainer on some histories, from fresh weights, and the watcher of its run folder."""
+        config, accelerator = self.config, self.accelerator
+        torch.manual_seed(config.seed)
+        model = model_class(config.model_name)(config.model, self.dataset.num_items)
+        loader = TrainLoader(
+            self.dataset,
+            histories,
+            config.trainer.batch_size,
+            model.max_len + 1,
+            config.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        counts = torch.from_numpy(training_counts(self.dataset, histories))
+        objective = next_item(config.loss, counts)
+        trainer = Trainer(model, objective, config.trainer, loader, accelerator, stop_after)
+        board = config.trainer.tensorboard
+        main = accelerator.is_main_process
+        return trainer, FolderWatcher(self.run, stage, earlier, self.reporter, self.stop, main, board)
+
+
+def trainer_records(trainer: Trainer, stage: str) -> list[dict[str, Any]]:
+    """The lines of history.jsonl that a finished stage leaves."""
+    return [{**record, "stage": stage} for record in trainer.progress.history]
+
+
+def best_record(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The first record with the highest validation metric."""
+    return max(
+        (record for record in records if "valid" in record), key=lambda record: record["valid"][metric]
+    )
+
+
+def training_counts(dataset: SequenceDataset, histories: Histories) -> np.ndarray:
+    """int64 [V+1] how often each item occurs in the histories."""
+    _, position = flat_positions(histories.start, histories.end)
+    return np.bincount(dataset.items[position], minlength=dataset.num_items + 1)
