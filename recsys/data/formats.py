@@ -1,0 +1,267 @@
+"""Reading logs: what a file is, which columns hold an interaction, and its rows in file order."""
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from recsys.data.interactions import Columns, Format, Source
+from recsys.errors import InputError, nearest
+
+Report = Callable[[str], None]
+
+FORMATS: dict[str, Format] = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".inter": "csv",
+    ".data": "csv",
+    ".dat": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".txt": "sequences",
+}
+GUESSES = {
+    "user": ("user", "userid", "reviewerid", "uid", "visitorid", "customer", "customerid", "sessionid"),
+    "item": ("item", "itemid", "asin", "parentasin", "movieid", "productid", "product", "sku", "iid"),
+    "timestamp": ("timestamp", "time", "unixreviewtime", "datetime", "date", "ts", "eventtime"),
+}
+
+
+def source_from_path(path: Path, columns: Columns = Columns()) -> Source:
+    """The log in a file, or in a folder of parts of one format, in order of their names."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    files = (path,)
+    if path.is_dir():
+        files = tuple(sorted(file for file in path.iterdir() if _suffix(file) in FORMATS))
+        if not files:
+            raise InputError(f"{path} holds no files to read ({', '.join(FORMATS)}, each also .gz)")
+    suffixes = {_suffix(file) for file in files}
+    kinds = {FORMATS[suffix] for suffix in suffixes if suffix in FORMATS}
+    if len(suffixes) != 1 or not kinds:
+        raise InputError(
+            f"{path} cannot be read: parts of one format are needed, one of {', '.join(FORMATS)}"
+            f" (each also .gz); found {', '.join(sorted(suffixes))}"
+        )
+    (kind,) = kinds
+    delimiter = None
+    if kind == "sequences" and any(mark in _first_line(files[0]) for mark in "\t,;|"):
+        kind = "csv"
+    return Source(_stem(path), files, format=kind, delimiter=delimiter, columns=columns)
+
+
+def source_from_table(table: Any, columns: Columns, name: str) -> Source:
+    """The log in a pandas DataFrame or an Arrow table."""
+    if not isinstance(table, pa.Table):
+        import pandas as pd
+
+        if not isinstance(table, pd.DataFrame):
+            raise InputError(
+                f"data must be a path, a source name, a pandas DataFrame or an Arrow table, got"
+                f" {type(table).__name__}"
+            )
+        try:
+            table = pa.Table.from_pandas(table, preserve_index=False)
+        except pa.ArrowInvalid as error:  # a column of mixed Python types
+            mixed = [name for name in table.columns if table[name].dtype == object]
+            table = pa.Table.from_pandas(table.astype(dict.fromkeys(mixed, str)), preserve_index=False)
+            if not mixed:
+                raise InputError(f"the DataFrame cannot be read: {error}") from None
+    return Source(name, table=table, columns=columns)
+
+
+def read_rows(con: Any, source: Source, wish: Columns, report: Report) -> Any:
+    """The log as an ibis table on `con`: user, item, time (string, number or datetime; null without
+    times) and row (int64, place in the log).
+
+    Raises InputError that names the file and line where one cannot be read.
+    """
+    if source.table is not None:
+        if source.table.num_rows == 0:
+            raise InputError(f"{source.name} is empty: it has no rows")
+        table = con.create_table("part_0", source.table, temp=True)
+        columns = choose_columns(source.table.column_names, source, wish, report)
+        return _numbered(table, columns, 0)
+    for file in source.files:
+        if not file.exists():
+            raise InputError(f"{file} does not exist")
+        if file.stat().st_size == 0:
+            raise InputError(f"{file} is empty")
+    rows = None
+    for number, file in enumerate(source.files):
+        with _readable(file):
+            part = _read_file(con, source, file, wish, number, report if number == 0 else _quiet)
+            part = con.create_table(f"part_{number}", part, temp=True)
+        rows = part if rows is None else rows.union(part)
+    return rows
+
+
+def choose_columns(names: list[str], source: Source, wish: Columns, report: Report) -> Columns:
+    """The columns that were asked for, else the source's own, else a guess that is reported."""
+    chosen: dict[str, str | None] = {}
+    guessed = False
+    for role in ("user", "item", "timestamp"):
+        name = getattr(wish, role) or getattr(source.columns, role)
+        if name is not None and name not in names:
+            raise InputError(
+                f"{_where(source)} has no column {name!r}{nearest(name, names)}"
+                f" (columns: {', '.join(map(repr, names))})"
+            )
+        if name is None:
+            name = next((n for guess in GUESSES[role] for n in names if _plain(n) == guess), None)
+            guessed = True
+        option = "time" if role == "timestamp" else role
+        if name is None and role != "timestamp":
+            raise InputError(
+                f"which column of {_where(source)} holds the {option}? Say it with --{option}-column"
+                f" (columns: {', '.join(map(repr, names))})"
+            )
+        chosen[role] = name
+    if guessed:
+        time = repr(chosen["timestamp"]) if chosen["timestamp"] else "none, file order is the order"
+        report(
+            f"columns: user = {chosen['user']!r}, item = {chosen['item']!r}, time = {time} (guessed;"
+            " --user-column, --item-column and --time-column say otherwise)"
+        )
+    return Columns(chosen["user"], chosen["item"], chosen["timestamp"])
+
+
+def _read_file(
+    con: Any, source: Source, file: Path, wish: Columns, number: int, report: Report
+) -> Any:
+    """One file as an ibis expression with user, item, time and row."""
+    if source.format == "sequences":
+        return _sequences(con, file, number)
+    if source.format == "parquet":
+        table = con.read_parquet(str(file))
+        return _numbered(table, choose_columns(list(table.columns), source, wish, report), number)
+    if source.format == "json":
+        names = _json_names(file)
+        columns = choose_columns(names, source, wish, report)
+        used = [name for name in (columns.user, columns.item, columns.timestamp) if name]
+        table = con.read_json(
+            str(file), columns=dict.fromkeys(used, "VARCHAR"), format="newline_delimited"
+        )
+        return _numbered(table, columns, number)
+    delimiter = source.delimiter or _delimiter(_first_line(file, source.encoding))
+    header = source.header or _header(_first_line(file, source.encoding), delimiter)
+    columns = choose_columns(list(header), source, wish, report)
+    table = con.read_csv(
+        str(file),
+        sep=delimiter,
+        header=source.header is None,
+        columns=dict.fromkeys(header, "VARCHAR"),
+        auto_detect=False,
+        quote='"' if len(delimiter) == 1 else "",
+        escape='"' if len(delimiter) == 1 else "",
+        strict_mode=True,
+    )
+    return _numbered(table, columns, number)
+
+
+def _numbered(table: Any, columns: Columns, number: int) -> Any:
+    """The three columns under their own names, and each row's place in the log."""
+    import ibis
+
+    time = table[columns.timestamp] if columns.timestamp else ibis.null("int64")
+    row = ibis.row_number().cast("int64") + (number << 40)
+    return table.select(user=table[columns.user], item=table[columns.item], time=time, row=row)
+
+
+def _sequences(con: Any, file: Path, number: int) -> Any:
+    """`user item item …` lines as one row an item; a line with a user alone has no rows."""
+    import ibis
+
+    # A delimiter that no text holds makes each line one column.
+    lines = con.read_csv(
+        str(file),
+        sep="\x01",
+        header=False,
+        columns={"line": "VARCHAR"},
+        auto_detect=False,
+        quote="",
+        escape="",
+    )
+    words = lines.select(words=lines.line.strip().re_replace(r"\s+", " ").split(" "))
+    pairs = words.select(user=words.words[0], item=words.words[1:].unnest())
+    pairs = pairs.filter(pairs.user.length() > 0)
+    return pairs.select("user", "item", time=ibis.null("int64"), row=ibis.row_number().cast("int64") + (number << 40))
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Turn what the reader says of a broken file into an InputError that names it."""
+    import duckdb
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (duckdb.Error, pa.ArrowInvalid, EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        for marker in ("Possible Solution", "Possible fixes", "file = ", "LINE 1"):
+            text = text.partition(marker)[0]
+        raise InputError(f"{file} cannot be read: {text.strip()[:300]}") from None
+
+
+def _first_line(file: Path, encoding: str = "utf-8") -> str:
+    try:
+        with (gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb")) as stream:
+            for line in stream:
+                if line.strip():
+                    return line.decode(encoding).rstrip("\r\n").removeprefix("\ufeff")
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise InputError(f"{file} cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not {encoding} text: {error}") from None
+    raise InputError(f"{file} is empty")
+
+
+def _json_names(file: Path) -> list[str]:
+    line = _first_line(file)
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{file}, line 1 is not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{file}, line 1 is not a JSON object: {line[:80]}")
+    return list(record)
+
+
+def _delimiter(line: str) -> str:
+    return max(("\t", ",", ";", "|", "::"), key=lambda mark: (line.count(mark), mark == ","))
+
+
+def _header(line: str, delimiter: str) -> tuple[str, ...]:
+    names = tuple(name.strip().strip('"') for name in line.split(delimiter))
+    if len(set(names)) != len(names) or not all(names):
+        raise InputError(f"the first line must name each column once, got {line[:120]!r}")
+    return names
+
+
+def _plain(name: str) -> str:
+    """A column name as it is compared with guesses: `user_id:token` and `userId` are `userid`."""
+    return name.partition(":")[0].lower().replace("_", "").replace("-", "").replace(" ", "")
+
+
+def _suffix(file: Path) -> str:
+    return Path(file.name.removesuffix(".gz")).suffix.lower()
+
+
+def _stem(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).stem or path.name
+
+
+def _where(source: Source) -> str:
+    return str(source.files[0]) if source.files else source.name
+
+
+def _quiet(text: str) -> None:
+    """The first part of a log has said it already."""

@@ -1,0 +1,360 @@
+"""Raw logs to data set folders: Ibis expressions, run by DuckDB inside the process, out of core."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import recsys
+from recsys.config import to_dict
+from recsys.data.formats import Report, read_rows
+from recsys.data.interactions import Columns, Source
+from recsys.data.sequences import FORMAT_VERSION, SequenceDataset, fingerprint, write_sequences
+from recsys.errors import InputError, WorkError
+
+Duplicates = Literal["exact", "keep", "first", "last", "consecutive"]
+BATCH_ROWS = 1 << 20
+ITEM_COLUMNS = ("title", "brand", "categories", "text")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Settings named data.* on the command line."""
+
+    min_user_events: int | None = None
+    """Shortest history kept, in interactions; what the source expects (1 for own files) if not given."""
+    min_item_events: int | None = None
+    """Rarest item kept, in interactions; as above."""
+    duplicates: Duplicates = "exact"
+    """exact drops rows equal in user, item and time; first and last keep one row of each user and
+    item; consecutive drops immediate repeats; keep drops nothing."""
+    user_column: str | None = None
+    """Column of user ids; guessed from the names if not given."""
+    item_column: str | None = None
+    """Column of item ids; guessed from the names if not given."""
+    time_column: str | None = None
+    """Column of times; guessed from the names if not given."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_user_events", "min_item_events"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"data.{name} must be at least 1, got {value}")
+
+
+def prepare(
+    source: Source,
+    out: Path,
+    config: DataConfig = DataConfig(),
+    *,
+    engine: Literal["duckdb", "spark"] = "duckdb",
+    report: Report,
+) -> SequenceDataset:
+    """Write the data set folder `out`, whole or not at all, and open it.
+
+    Raises InputError where the log cannot be read or nothing is left of it, WorkError where the disk
+    is full.
+    """
+    if engine != "duckdb":
+        raise InputError(f"--engine {engine} is not in this version; --engine duckdb works out of core")
+    if out.exists() and not (out / "dataset.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not a prepared data set; choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _prepare_into(staging / "whole", source, config, report)
+        _replace(staging / "whole", out, staging / "old")
+    except Exception as error:
+        if _is_disk_full(error):
+            raise WorkError(f"no space left in {out.parent} to prepare {source.name}") from None
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return SequenceDataset.load(out)
+
+
+def _prepare_into(folder: Path, source: Source, config: DataConfig, report: Report) -> None:
+    """Run the whole preparation and fill `folder`."""
+    import ibis
+
+    folder.mkdir()
+    con = ibis.duckdb.connect(folder.parent / "work.duckdb")
+    con.raw_sql("SET preserve_insertion_order = true")
+    try:
+        wish = Columns(config.user_column, config.item_column, config.time_column)
+        raw = con.create_table("raw", read_rows(con, source, wish, report), temp=True)
+        log, unit = _typed(con, raw, source, report)
+        total = _count(log)
+        log, dropped = _without_duplicates(con, log, config.duplicates, unit is not None, report)
+        least_user = config.min_user_events or source.min_user_events
+        least_item = config.min_item_events or source.min_item_events
+        log = _k_core(con, log, least_user, least_item, source, report)
+        facts = {
+            "time_unit": unit,
+            "rows_read": total,
+            "duplicates_dropped": dropped,
+            "settings": {
+                **to_dict(config),
+                "min_user_events": least_user,
+                "min_item_events": least_item,
+            },
+            "source": [file.name for file in source.files],
+        }
+        _write(con, log, folder, source, facts)
+    finally:
+        con.disconnect()
+
+
+def _typed(con: Any, raw: Any, source: Source, report: Report) -> tuple[Any, str | None]:
+    """(log with ids as int64 or text and times as int64, the unit of time or None)."""
+    if _count(raw) == 0:
+        raise InputError(f"{_name(source)} is empty: it has no interactions")
+    for column in ("user", "item"):
+        _refuse_nulls(raw, column, source)
+    user, item = (_id(raw, column, report) for column in ("user", "item"))
+    if not raw.time.notnull().any().execute():
+        log = raw.select(user=user, item=item, time=raw.row, row=raw.row)
+        return con.create_table("log", log, temp=True), None
+    _refuse_nulls(raw, "time", source)
+    time, unit = _time(raw, source)
+    return con.create_table("log", raw.select(user=user, item=item, time=time, row=raw.row), temp=True), unit
+
+
+def _id(raw: Any, column: str, report: Report) -> Any:
+    """The id column as int64 where every value is a whole number as written, else as text."""
+    values = raw[column]
+    if values.type().is_integer():
+        return values.cast("int64")
+    if values.type().is_floating():
+        whole = (values == values.floor()).all().execute()
+        return values.cast("int64") if whole else values.cast("string")
+    text = values.cast("string")
+    # 007 and +7 are not the whole number 7: they would not come back as they were.
+    as_written = text == text.try_cast("int64").cast("string")
+    numbers = as_written.fill_null(False)
+    if numbers.all().execute():
+        return text.try_cast("int64")
+    if numbers.any().execute():
+        report(f"{column} ids are of mixed types: all are kept as text")
+    return text
+
+
+def _time(raw: Any, source: Source) -> tuple[Any, str]:
+    """The time column as int64 and its unit."""
+    import ibis
+
+    values = raw.time
+    if values.type().is_timestamp() or values.type().is_date():
+        return values.cast("timestamp").epoch_microseconds(), "us"
+    if values.type().is_integer():
+        return values.cast("int64"), _unit(int(values.max().execute()))
+    number = values.try_cast("float64")
+    if number.notnull().all().execute():
+        whole = values.try_cast("int64")
+        if not (number == number.floor()).all().execute():
+            return (number * 1_000_000).round().cast("int64"), "us"
+        exact = ibis.coalesce(whole, number.cast("int64"))
+        return exact, _unit(int(exact.max().execute()))
+    moment = values.cast("string").try_cast("timestamp")
+    bad = raw.filter(moment.isnull() if number.isnull().all().execute() else number.isnull())
+    if _count(bad):
+        first = bad.order_by("row").select("time", "row").limit(1).execute()
+        raise InputError(
+            f"{_name(source)}: the time {first['time'][0]!r} {_row(source, int(first['row'][0]))} is"
+            " neither a number nor an ISO date; mend it or choose another --time-column"
+        )
+    return moment.epoch_microseconds(), "us"
+
+
+def _unit(newest: int) -> str:
+    """The unit of integer times, from the size of the newest: s, ms, us or ns since 1970."""
+    for unit, below in (("s", 10**11), ("ms", 10**14), ("us", 10**17)):
+        if newest < below:
+            return unit
+    return "ns"
+
+
+def _refuse_nulls(raw: Any, column: str, source: Source) -> None:
+    missing = raw.filter(raw[column].isnull())
+    count = _count(missing)
+    if count:
+        first = int(missing.row.min().execute())
+        raise InputError(
+            f"{_name(source)}: {count:,} rows have no {column}, the first {_row(source, first)};"
+            " remove them or fill them in"
+        )
+
+
+def _row(source: Source, row: int) -> str:
+    """Where a row stands, in words; line numbers count the header."""
+    number, place = row >> 40, row & ((1 << 40) - 1)
+    if source.table is not None or source.format in ("parquet", "sequences"):
+        return f"in row {place + 1}"
+    header = source.format == "csv" and source.header is None
+    return f"in line {place + 1 + header} of {source.files[number].name}"
+
+
+def _without_duplicates(
+    con: Any, log: Any, which: Duplicates, timed: bool, report: Report
+) -> tuple[Any, int]:
+    """(log without the duplicates that `which` names, how many rows that dropped)."""
+    import ibis
+
+    if which == "keep" or (which == "exact" and not timed):
+        return log, 0
+    if which == "exact":
+        kept = log.group_by("user", "item", "time").agg(row=log.row.min())
+    elif which == "consecutive":
+        before = log.item.lag().over(group_by=log.user, order_by=[log.time, log.row])
+        marked = log.mutate(before=before)
+        kept = marked.filter(marked.before.isnull() | (marked.before != marked.item)).drop("before")
+    else:
+        order = [log.time, log.row]
+        if which == "last":
+            order = [log.time.desc(), log.row.desc()]
+        place = ibis.row_number().over(group_by=[log.user, log.item], order_by=order)
+        marked = log.mutate(place=place)
+        kept = marked.filter(marked.place == 0).drop("place")
+    kept = con.create_table("deduplicated", kept.select("user", "item", "time", "row"), temp=True)
+    dropped = _count(log) - _count(kept)
+    if dropped:
+        report(f"duplicates: {dropped:,} rows dropped (data.duplicates={which})")
+    return kept, dropped
+
+
+def _k_core(con: Any, log: Any, least_user: int, least_item: int, source: Source, report: Report) -> Any:
+    """The largest part of the log in which every user and item has enough interactions."""
+    before = total = _count(log)
+    rounds = 0
+    while least_user > 1 or least_item > 1:
+        for column, least in (("user", least_user), ("item", least_item)):
+            if least > 1:
+                counts = log.group_by(column).agg(events=log.count())
+                log = log.semi_join(counts.filter(counts.events >= least), column)
+        log = con.create_table(f"core_{rounds}", log, temp=True)
+        rounds += 1
+        after = _count(log)
+        if after == before:
+            break
+        before = after
+    if before == 0:
+        raise InputError(
+            f"nothing is left of {total:,} interactions of {_name(source)} with min_user_events="
+            f"{least_user} and min_item_events={least_item}; lower them"
+        )
+    if rounds:
+        report(f"k-core: {before:,} of {total:,} interactions kept, fixed after {rounds} rounds")
+    return log
+
+
+def _write(con: Any, log: Any, folder: Path, source: Source, facts: dict[str, Any]) -> None:
+    """Number users and items by first appearance, sort, and write the three files."""
+    users = _numbers(con, log, "user")
+    items = _numbers(con, log, "item")
+    numbered = (
+        log.join(users, "user")
+        .join(items, "item")
+        .select("user_number", "item_number", "time", "row")
+        .order_by("user_number", "time", "row")
+    )
+    raw_users = users.order_by("user_number").user.to_pyarrow()
+    raw_items = items.order_by("item_number").select("item", "events").to_pyarrow()
+    flat, offsets, times = _stream(con, numbered, folder, len(raw_users), facts["time_unit"] is not None)
+    write_sequences(folder / "sequences.arrow", _combined(raw_users), flat, offsets, times)
+    digest = fingerprint(flat, offsets, times, _combined(raw_items["item"]))
+    _write_items(folder / "items.parquet", raw_items, source)
+    info = {
+        "format": FORMAT_VERSION,
+        "name": source.name,
+        "fingerprint": digest,
+        "users": len(raw_users),
+        "items": raw_items.num_rows,
+        "interactions": len(flat),
+        "time_range": None if times is None else [int(times.min()), int(times.max())],
+        **facts,
+        "version": recsys.__version__,
+    }
+    del flat, times
+    for name in ("items.raw", "times.raw"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "dataset.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+
+
+def _numbers(con: Any, log: Any, column: str) -> Any:
+    """Each raw id with its number in order of first appearance (from 0) and its count."""
+    import ibis
+
+    found = log.group_by(column).agg(first=log.row.min(), events=log.count())
+    number = ibis.row_number().over(order_by=found.first)
+    numbered = found.mutate(**{f"{column}_number": number.cast("int64")}).drop("first")
+    return con.create_table(f"{column}_numbers", numbered, temp=True)
+
+
+def _batches(con: Any, table: Any) -> pa.RecordBatchReader:
+    """The rows of an expression in Arrow batches. Asked of DuckDB itself: Ibis 12 calls a method
+    that DuckDB 2 no longer has."""
+    return con.con.sql(con.compile(table)).to_arrow_reader(BATCH_ROWS)
+
+
+def _stream(
+    con: Any, numbered: Any, folder: Path, num_users: int, timed: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Write the sorted rows to flat files batch by batch; memory-mapped items, offsets, times."""
+    lengths = np.zeros(num_users, dtype=np.int64)
+    with open(folder / "items.raw", "wb") as items, open(folder / "times.raw", "wb") as times:
+        for batch in _batches(con, numbered):
+            user = batch.column("user_number").to_numpy()
+            lengths += np.bincount(user, minlength=num_users)
+            items.write((batch.column("item_number").to_numpy() + 1).astype(np.int32).tobytes())
+            if timed:
+                times.write(batch.column("time").to_numpy().astype(np.int64).tobytes())
+    flat = np.memmap(folder / "items.raw", dtype=np.int32, mode="r")
+    moments = np.memmap(folder / "times.raw", dtype=np.int64, mode="r") if timed else None
+    return flat, np.concatenate([[0], np.cumsum(lengths)]), moments
+
+
+def _write_items(path: Path, raw_items: pa.Table, source: Source) -> None:
+    """items.parquet: raw id, count, and what the source knows of each item."""
+    import pyarrow.parquet as pq
+
+    table = pa.table({"item": raw_items["item"], "count": raw_items["events"].cast(pa.int64())})
+    if source.read_items is not None:
+        known = source.read_items()
+        keys = _combined(known["item"]).cast(table.schema.field("item").type)
+        place = pc.index_in(_combined(table["item"]), keys)
+        for name in ITEM_COLUMNS:
+            if name in known.column_names:
+                table = table.append_column(name, _combined(known[name]).take(place))
+    pq.write_table(table, path)
+
+
+def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _count(table: Any) -> int:
+    return int(table.count().execute())
+
+
+def _name(source: Source) -> str:
+    return str(source.files[0]) if len(source.files) == 1 else source.name
+
+
+def _replace(new: Path, out: Path, old: Path) -> None:
+    """Put the new folder in place of `out`; what was there is moved away first, then removed."""
+    if out.exists():
+        os.replace(out, old)
+    os.replace(new, out)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
