@@ -86,9 +86,11 @@ def read_rows(con: Any, source: Source, wish: Columns, report: Report) -> Any:
     if source.table is not None:
         if source.table.num_rows == 0:
             raise InputError(f"{source.name} is empty: it has no rows")
-        table = con.create_table("part_0", source.table, temp=True)
         columns = choose_columns(source.table.column_names, source, wish, report)
-        return _numbered(table, columns, 0)
+        used = [name for name in (columns.user, columns.item, columns.timestamp) if name]
+        # Handed to DuckDB itself: Ibis 12 clears up behind an Arrow table in words DuckDB 2 refuses.
+        con.con.from_arrow(source.table.select(list(dict.fromkeys(used)))).create("part_0")
+        return _numbered(con.table("part_0"), columns, 0)
     for file in source.files:
         if not file.exists():
             raise InputError(f"{file} does not exist")
@@ -114,7 +116,7 @@ def choose_columns(names: list[str], source: Source, wish: Columns, report: Repo
                 f"{_where(source)} has no column {name!r}{nearest(name, names)}"
                 f" (columns: {', '.join(map(repr, names))})"
             )
-        if name is None:
+        if name is None and not (role == "timestamp" and source.columns.item):
             name = next((n for guess in GUESSES[role] for n in names if _plain(n) == guess), None)
             guessed = True
         option = "time" if role == "timestamp" else role
