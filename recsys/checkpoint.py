@@ -44,7 +44,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     except BaseException as error:
         aside.unlink(missing_ok=True)
         if _is_disk_full(error):
-            raise WorkError(f"no space left to write {path}; what was there before is unharmed") from error
+            raise WorkError(
+                f"no space left to write {path}; what was there before is unharmed"
+            ) from error
         raise
 
 
@@ -70,12 +72,16 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
         aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None
+) -> None:
     """Write tensors, and JSON values in the header of the same file, whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with written_whole(path) as aside:
         try:
-            save_file(plain, aside, metadata={"json": json.dumps(meta)} if meta is not None else None)
+            save_file(
+                plain, aside, metadata={"json": json.dumps(meta)} if meta is not None else None
+            )
         except SafetensorError as error:
             if "No space left" in str(error):
                 raise OSError(errno.ENOSPC, str(error)) from error
@@ -137,7 +143,9 @@ def load_model(run: Path, device: torch.device | str = "cpu") -> Recommender:
     expected = model.state_dict()
     if set(tensors) != set(expected):
         wrong = sorted(set(tensors) ^ set(expected))[0]
-        raise InputError(f"{run / WEIGHTS} does not belong to model {name}: tensor {wrong!r} does not match")
+        raise InputError(
+            f"{run / WEIGHTS} does not belong to model {name}: tensor {wrong!r} does not match"
+        )
     for key, tensor in tensors.items():
         if tensor.shape != expected[key].shape:
             raise InputError(

@@ -31,7 +31,8 @@ ItemColumn = Annotated[str | None, typer.Option(help="Column of item ids.")]
 TimeColumn = Annotated[str | None, typer.Option(help="Column of times.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Seen = Annotated[
-    Literal["mask", "keep"], typer.Option(help="Take items of the history out of the ranking, or not.")
+    Literal["mask", "keep"],
+    typer.Option(help="Take items of the history out of the ranking, or not."),
 ]
 Ks = Annotated[str, typer.Option("--k", metavar="K,K,…", help="Cut-offs of the metrics.")]
 
@@ -110,7 +111,9 @@ def train(
     model: Annotated[str | None, typer.Option(help="One of `recsys models`.")] = None,
     data: Annotated[str | None, typer.Option(metavar="DATA", help="As for `data info`.")] = None,
     recipe: Annotated[str | None, typer.Option(help="One of `recsys recipes`.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; runs/MODEL-DATA if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/MODEL-DATA if not given.")
+    ] = None,
     settings: Settings = [],  # noqa: B006 - typer copies it
     config: Annotated[Path | None, typer.Option(help="A .toml or .json file of settings.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -167,11 +170,14 @@ def train(
 @app.command("eval")
 def evaluate(
     folder: RunArgument,
-    part: Annotated[Literal["valid", "test"], typer.Option("--split", help="Which targets.")] = "test",
+    part: Annotated[
+        Literal["valid", "test"], typer.Option("--split", help="Which targets.")
+    ] = "test",
     ks: Ks = "5,10,20",
     seen: Seen = "mask",
     through: Annotated[
-        Literal["exact", "index"], typer.Option(help="Rank every item, or take the index's answers.")
+        Literal["exact", "index"],
+        typer.Option(help="Rank every item, or take the index's answers."),
     ] = "exact",
     data: Annotated[Path | None, typer.Option(help="Where the prepared data lies now.")] = None,
     device: Device = "auto",
@@ -183,9 +189,7 @@ def evaluate(
     from recsys.eval.report import evaluate_run
 
     dataset = SequenceDataset.load(data) if data else None
-    result = evaluate_run(
-        folder, part, _numbers(ks), seen, through, dataset=dataset, device=device
-    )
+    result = evaluate_run(folder, part, _numbers(ks), seen, through, dataset=dataset, device=device)
     _print(result, as_json, tables.evaluation)
 
 
@@ -221,7 +225,9 @@ def recommend(
     folder: RunArgument,
     history: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Oldest first.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
-    all_users: Annotated[bool, typer.Option("--all-users", help="For every user of the data.")] = False,
+    all_users: Annotated[
+        bool, typer.Option("--all-users", help="For every user of the data.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Parquet file for --all-users.")] = None,
     data: Annotated[Path | None, typer.Option(help="Where the prepared data lies now.")] = None,
     through: Annotated[

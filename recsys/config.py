@@ -26,7 +26,9 @@ def from_dict(kind: type[T], values: dict[str, Any], where: str) -> T:
     for key, value in values.items():
         if key not in names:
             known = ", ".join(f"{where}.{name}" for name in names) or "none"
-            raise InputError(f"unknown setting {where}.{key}{nearest(key, names)} (settings: {known})")
+            raise InputError(
+                f"unknown setting {where}.{key}{nearest(key, names)} (settings: {known})"
+            )
         checked[key] = _coerce(value, fields[key], f"{where}.{key}")
     return kind(**checked)
 
@@ -61,7 +63,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     except ValueError as error:  # both decoders raise a ValueError that names the place
         raise InputError(f"settings file {path} cannot be read: {error}") from None
     if not isinstance(tree, dict) or not all(isinstance(part, dict) for part in tree.values()):
-        raise InputError(f"settings file {path} must hold sections of settings, as in [model] dim = 64")
+        raise InputError(
+            f"settings file {path} must hold sections of settings, as in [model] dim = 64"
+        )
     return tree
 
 
@@ -102,7 +106,9 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
             f"{nearest(str(value), map(str, choices))}"
         )
     if kind is bool:
-        word = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
+        word = (
+            {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
+        )
         if isinstance(word, bool):
             return word
     elif kind is str and isinstance(value, str):

@@ -29,7 +29,13 @@ from recsys.models.base import CountingModel, model_class
 from recsys.settings import RunConfig, configure, metric_cutoff, saved_config
 from recsys.training.objectives import next_item
 from recsys.training.trainer import Trainer
-from recsys.training.watch import FolderWatcher, PlainReporter, Reporter, StopRequest, stop_on_signals
+from recsys.training.watch import (
+    FolderWatcher,
+    PlainReporter,
+    Reporter,
+    StopRequest,
+    stop_on_signals,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -160,12 +166,16 @@ def plan(
         data = data or before["dataset"]["path"]
     model = model or (base.model_name if base else None)
     if model is None or data is None:
-        raise InputError("train needs --model (see `recsys models`) and --data (see `recsys data list`)")
+        raise InputError(
+            "train needs --model (see `recsys models`) and --data (see `recsys data list`)"
+        )
     config = configure(model, settings, base=base, seed=seed, refit=refit or None)
     prepared = isinstance(data, str | Path) and (Path(data) / "dataset.json").is_file()
     options = DataConfig() if prepared and resume else config.data
     dataset, folder = open_data(data, options, reporter)
-    return Job(config, dataset, folder, out or free_folder(Path("runs") / f"{model}-{dataset.name}"))
+    return Job(
+        config, dataset, folder, out or free_folder(Path("runs") / f"{model}-{dataset.name}")
+    )
 
 
 def train_run(
@@ -234,9 +244,13 @@ def _open_run(
     }
     if (run / checkpoint.CONFIG).is_file():
         if not resume:
-            raise InputError(f"{run} holds a run already: go on with --resume, or choose another --out")
+            raise InputError(
+                f"{run} holds a run already: go on with --resume, or choose another --out"
+            )
         before = checkpoint.read_json(run / checkpoint.CONFIG)
-        changed = _differences(before, {**described, "dataset": {"fingerprint": about["fingerprint"]}})
+        changed = _differences(
+            before, {**described, "dataset": {"fingerprint": about["fingerprint"]}}
+        )
         if changed:
             raise InputError(f"--resume with other settings than {run} was begun with: {changed}")
         return not (run / checkpoint.ITEMS).is_file()
@@ -279,7 +293,9 @@ def _accelerator(device: Device) -> "Accelerator":
     from accelerate import Accelerator
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device is available here; use --device auto or cpu")
+        raise InputError(
+            "--device cuda: no CUDA device is available here; use --device auto or cpu"
+        )
     return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
 
 
@@ -338,7 +354,9 @@ class _Learning:
     def _validate(self, trainer: Trainer) -> dict[str, float]:
         ks = sorted({10, metric_cutoff(self.config.trainer.metric)})
         device = self.accelerator.device
-        return evaluate_model(trainer.model, self.dataset, self.parts.valid, device=device).metrics(ks)
+        return evaluate_model(trainer.model, self.dataset, self.parts.valid, device=device).metrics(
+            ks
+        )
 
     def _stage(
         self,
@@ -365,7 +383,9 @@ class _Learning:
         trainer = Trainer(model, objective, config.trainer, loader, accelerator, stop_after)
         board = config.trainer.tensorboard
         main = accelerator.is_main_process
-        return trainer, FolderWatcher(self.run, stage, earlier, self.reporter, self.stop, main, board)
+        return trainer, FolderWatcher(
+            self.run, stage, earlier, self.reporter, self.stop, main, board
+        )
 
 
 def trainer_records(trainer: Trainer, stage: str) -> list[dict[str, Any]]:
@@ -376,7 +396,8 @@ def trainer_records(trainer: Trainer, stage: str) -> list[dict[str, Any]]:
 def best_record(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """The first record with the highest validation metric."""
     return max(
-        (record for record in records if "valid" in record), key=lambda record: record["valid"][metric]
+        (record for record in records if "valid" in record),
+        key=lambda record: record["valid"][metric],
     )
 
 

@@ -53,7 +53,9 @@ def configure(
     sections = ("model", "loss", "trainer", "split", "data")
     for section in settings:
         if section not in sections:
-            raise InputError(f"unknown section {section!r} of settings (sections: {', '.join(sections)})")
+            raise InputError(
+                f"unknown section {section!r} of settings (sections: {', '.join(sections)})"
+            )
     if base is not None and base.model_name != model:
         raise InputError(f"the recipe is for model {base.model_name!r}, not for {model!r}")
     base = base or RunConfig(model, model_class(model).Config())
@@ -65,7 +67,9 @@ def configure(
     merged = merge({section: tree[section] for section in sections}, named)
     for section, name in (("model", model), ("loss", loss_name)):
         if merged[section].pop("name", name) != name:
-            raise InputError(f"{section}.name contradicts the {section} that was asked for, {name!r}")
+            raise InputError(
+                f"{section}.name contradicts the {section} that was asked for, {name!r}"
+            )
     config = RunConfig(
         model_name=model,
         model=from_dict(model_class(model).Config, merged["model"], "model"),

@@ -14,4 +14,6 @@ def world(histories: list[list[int]], num_items: int | None = None) -> SequenceD
 
 def cycle_world(num_items: int = 12, users: int = 96, length: int = 9) -> SequenceDataset:
     """Item i is always followed by i + 1, and the last one by the first."""
-    return world([[(user + step) % num_items + 1 for step in range(length)] for user in range(users)])
+    return world(
+        [[(user + step) % num_items + 1 for step in range(length)] for user in range(users)]
+    )

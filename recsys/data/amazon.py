@@ -92,12 +92,18 @@ def read_items(meta: Path, report: Report) -> pa.Table:
             ("text", pa.string()),
         ]
     )
-    return pa.Table.from_pylist([{"item": raw, **facts} for raw, facts in rows.items()], schema=schema)
+    return pa.Table.from_pylist(
+        [{"item": raw, **facts} for raw, facts in rows.items()], schema=schema
+    )
 
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        opened = (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8")
+        )
         with opened as file:
             while line := file.readline(LONGEST_LINE):
                 if line.strip():

@@ -28,13 +28,22 @@ def download(
     try:
         _fetch(url, part, report)
     except urllib.error.HTTPError as error:
-        raise WorkError(f"{url} cannot be downloaded: the server says {error.code} {error.reason}") from None
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        raise WorkError(
+            f"{url} cannot be downloaded: the server says {error.code} {error.reason}"
+        ) from None
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        TimeoutError,
+        ConnectionError,
+    ) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise WorkError(f"{url} cannot be downloaded: {reason or type(error).__name__}") from None
     if md5 is not None and _md5(part) != md5:
         part.unlink()
-        raise WorkError(f"{url} was discarded: its MD5 sum is not {md5}, which the publisher states")
+        raise WorkError(
+            f"{url} was discarded: its MD5 sum is not {md5}, which the publisher states"
+        )
     os.replace(part, target)
     return target
 

@@ -28,8 +28,27 @@ FORMATS: dict[str, Format] = {
     ".txt": "sequences",
 }
 GUESSES = {
-    "user": ("user", "userid", "reviewerid", "uid", "visitorid", "customer", "customerid", "sessionid"),
-    "item": ("item", "itemid", "asin", "parentasin", "movieid", "productid", "product", "sku", "iid"),
+    "user": (
+        "user",
+        "userid",
+        "reviewerid",
+        "uid",
+        "visitorid",
+        "customer",
+        "customerid",
+        "sessionid",
+    ),
+    "item": (
+        "item",
+        "itemid",
+        "asin",
+        "parentasin",
+        "movieid",
+        "productid",
+        "product",
+        "sku",
+        "iid",
+    ),
     "timestamp": ("timestamp", "time", "unixreviewtime", "datetime", "date", "ts", "eventtime"),
 }
 
@@ -71,7 +90,9 @@ def source_from_table(table: Any, columns: Columns, name: str) -> Source:
             table = pa.Table.from_pandas(table, preserve_index=False)
         except pa.ArrowInvalid as error:  # a column of mixed Python types
             mixed = [name for name in table.columns if table[name].dtype == object]
-            table = pa.Table.from_pandas(table.astype(dict.fromkeys(mixed, str)), preserve_index=False)
+            table = pa.Table.from_pandas(
+                table.astype(dict.fromkeys(mixed, str)), preserve_index=False
+            )
             if not mixed:
                 raise InputError(f"the DataFrame cannot be read: {error}") from None
     return Source(name, table=table, columns=columns)
@@ -194,7 +215,12 @@ def _sequences(con: Any, file: Path, number: int) -> Any:
     words = lines.select(words=lines.line.strip().re_replace(r"\s+", " ").split(" "))
     pairs = words.select(user=words.words[0], item=words.words[1:].unnest())
     pairs = pairs.filter(pairs.user.length() > 0)
-    return pairs.select("user", "item", time=ibis.null("int64"), row=ibis.row_number().cast("int64") + (number << 40))
+    return pairs.select(
+        "user",
+        "item",
+        time=ibis.null("int64"),
+        row=ibis.row_number().cast("int64") + (number << 40),
+    )
 
 
 @contextmanager
@@ -215,7 +241,7 @@ def _readable(file: Path) -> Iterator[None]:
 
 def _first_line(file: Path, encoding: str = "utf-8") -> str:
     try:
-        with (gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb")) as stream:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
             for line in stream:
                 if line.strip():
                     return line.decode(encoding).rstrip("\r\n").removeprefix("\ufeff")

@@ -69,7 +69,10 @@ class TrainLoader:
         end = self.histories.end[self._usable]
         start = np.maximum(self.histories.start[self._usable], end - self.max_items)
         batches = self._batches(end - start, epoch)
-        own = [batches[i % len(batches)] for i in range(self.rank, len(self) * self.world_size, self.world_size)]
+        own = [
+            batches[i % len(batches)]
+            for i in range(self.rank, len(self) * self.world_size, self.world_size)
+        ]
         for rows in own[first_batch:]:
             yield collate(self.dataset, start[rows], end[rows])
 

@@ -40,7 +40,9 @@ def source(name: str, ratings: Path, items: Path | None, report: Report) -> Sour
 
 def mapped_source(name: str, files: dict[str, Path], report: Report) -> Source:
     """MovieLens-1M from a sequence file with other ids and the maps back to the original ones."""
-    report(f"{name}: no ratings.dat, using {files['sequences'].name} with the original ids put back")
+    report(
+        f"{name}: no ratings.dat, using {files['sequences'].name} with the original ids put back"
+    )
     user_map, item_map = (_id_map(files[key]) for key in ("users", "items"))
     users, items = [], []
     with gzip.open(files["sequences"], "rt", encoding="utf-8") as lines:
@@ -73,7 +75,9 @@ def read_items(path: Path) -> pa.Table:
             fields = line.split("|")
             flags = zip(GENRES_100K, fields[5:], strict=False)
             rows.append((fields[0], fields[1], [genre for genre, flag in flags if flag == "1"]))
-    categories = [[genre for genre in genres if not genre.startswith("(no ")] for *_, genres in rows]
+    categories = [
+        [genre for genre in genres if not genre.startswith("(no ")] for *_, genres in rows
+    ]
     titles = [_readable(title) for _, title, _ in rows]
     return pa.table(
         {

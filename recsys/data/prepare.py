@@ -64,8 +64,14 @@ def prepare(
     is full.
     """
     if engine != "duckdb":
-        raise InputError(f"--engine {engine} is not in this version; --engine duckdb works out of core")
-    if out.exists() and not (out / "dataset.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise InputError(
+            f"--engine {engine} is not in this version; --engine duckdb works out of core"
+        )
+    if (
+        out.exists()
+        and not (out / "dataset.json").is_file()
+        and (out.is_file() or any(out.iterdir()))
+    ):
         raise InputError(f"{out} exists and is not a prepared data set; choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -125,7 +131,9 @@ def _typed(con: Any, raw: Any, source: Source, report: Report) -> tuple[Any, str
         return con.create_table("log", log, temp=True), None
     _refuse_nulls(raw, "time", source)
     time, unit = _time(raw, source)
-    return con.create_table("log", raw.select(user=user, item=item, time=time, row=raw.row), temp=True), unit
+    return con.create_table(
+        "log", raw.select(user=user, item=item, time=time, row=raw.row), temp=True
+    ), unit
 
 
 def _id(raw: Any, column: str, report: Report) -> Any:
@@ -230,7 +238,9 @@ def _without_duplicates(
     return kept, dropped
 
 
-def _k_core(con: Any, log: Any, least_user: int, least_item: int, source: Source, report: Report) -> Any:
+def _k_core(
+    con: Any, log: Any, least_user: int, least_item: int, source: Source, report: Report
+) -> Any:
     """The largest part of the log in which every user and item has enough interactions."""
     before = total = _count(log)
     rounds = 0
@@ -267,7 +277,9 @@ def _write(con: Any, log: Any, folder: Path, source: Source, facts: dict[str, An
     )
     raw_users = users.order_by("user_number").user.to_pyarrow()
     raw_items = items.order_by("item_number").select("item", "events").to_pyarrow()
-    flat, offsets, times = _stream(con, numbered, folder, len(raw_users), facts["time_unit"] is not None)
+    flat, offsets, times = _stream(
+        con, numbered, folder, len(raw_users), facts["time_unit"] is not None
+    )
     write_sequences(folder / "sequences.arrow", _combined(raw_users), flat, offsets, times)
     digest = fingerprint(flat, offsets, times, _combined(raw_items["item"]))
     _write_items(folder / "items.parquet", raw_items, source)

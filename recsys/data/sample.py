@@ -1,12 +1,12 @@
 """The `sample` source: a store made by code from a seed, in Amazon 2018 format.
 
-Each department of the store is a path of stages (a first kit, then tools, then refills and
-upgrades). A shopper follows two or three departments at a time, at a pace of their own (every stage,
-or every other one) and with a favourite brand in each, stays with one department for a few purchases,
-then turns to another and goes on there where they stopped. What comes next therefore depends on the
-last purchase in that department, on the one before it (the pace) and on the brand: more than the last
-item tells. Interests change over the two years, items are launched on the way, and one purchase in
-eight is a whim.
+Each department of the store is a path of stages (a first kit, tools, refills, upgrades) that begins
+again at its end. A shopper follows three departments in turn: two or three purchases in one, then as
+many in the next. In each they go on from the stage where they stopped, in steps of their own (one, two
+or three stages), with a favourite brand there and a price tier. So what comes next depends on how long
+they have been where they are, on the last purchase in the department whose turn it is, often far back,
+and on the step: much more than the last items alone tell. Interests change over the two years, items
+are launched on the way, and one purchase in twelve is a whim.
 """
 
 import gzip
@@ -24,12 +24,14 @@ VERSION = 1
 USERS = 3000
 FIRST_DAY = 1_640_995_200  # 2022-01-01, Unix seconds
 DAYS = 730
-WHIM = 0.12
+WHIM = 0.08
 """Share of purchases that follow nothing but popularity."""
-STAY = 0.72
-"""Probability to stay with a department for the next purchase."""
-VARIANTS = 2
-"""Items of one brand at one stage."""
+FADE = 0.02
+"""Probability, at a purchase, that a department loses its place to another."""
+LOYALTY = 0.9
+"""Probability that a purchase is of the shopper's tier."""
+TIERS = 2
+"""Items of one brand at one stage, a cheaper and a dearer one."""
 
 DEPARTMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Coffee": (
@@ -84,7 +86,7 @@ STYLES = (
 
 @dataclass(frozen=True)
 class _Store:
-    """The catalogue as arrays [department, stage, brand, variant] of item positions, and facts an item."""
+    """Item positions as an array [department, stage, brand, tier], and facts an item."""
 
     item: np.ndarray
     launch_day: np.ndarray
@@ -107,7 +109,9 @@ def files(folder: Path, report: Callable[[str], None]) -> tuple[Path, Path]:
     return reviews, meta
 
 
-def generate(seed: int = SEED, users: int = USERS) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def generate(
+    seed: int = SEED, users: int = USERS
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(reviews in order of time, products), as the lines of an Amazon 2018 release."""
     random = np.random.default_rng(seed)
     store = _make_store(random)
@@ -132,9 +136,9 @@ def generate(seed: int = SEED, users: int = USERS) -> tuple[list[dict[str, Any]]
 
 def _make_store(random: np.random.Generator) -> _Store:
     stages, brands = 12, 5
-    shape = (len(DEPARTMENTS), stages, brands, VARIANTS)
+    shape = (len(DEPARTMENTS), stages, brands, TIERS)
     item = np.arange(np.prod(shape)).reshape(shape)
-    launch_day = np.where(random.random(item.size) < 0.3, random.integers(30, DAYS, item.size), 0)
+    launch_day = np.where(random.random(item.size) < 0.15, random.integers(30, DAYS, item.size), 0)
     meta = []
     for position, (department, stage, brand, _) in enumerate(np.ndindex(shape)):
         name, (makers, products) = list(DEPARTMENTS.items())[department]
@@ -154,41 +158,38 @@ def _make_store(random: np.random.Generator) -> _Store:
 
 def _shop(random: np.random.Generator, store: _Store) -> list[tuple[int, int]]:
     """(Unix time, item) of one shopper's purchases, oldest first."""
-    departments, stages, brands, _ = store.item.shape
-    active = list(random.choice(departments, size=random.integers(2, 4), replace=False))
-    brand = random.integers(brands, size=departments)
-    pace = random.integers(1, 3, size=departments)
-    reached = random.integers(-2, 2, size=departments)
-    moment = random.uniform(0, DAYS * 0.6)
-    here = active[0]
+    departments, stages, brands, tiers = store.item.shape
+    # Some departments and brands are liked more than others: the k-th at a rate of 1 / (k + 1).
+    liked = 1 / (2 + np.arange(departments))
+    turn = random.choice(departments, 3, replace=False, p=liked / liked.sum()).tolist()
+    famous = 1 / (2 + np.arange(brands))
+    brand = random.choice(brands, departments, p=famous / famous.sum())
+    reached = random.integers(stages, size=departments)
+    step, stay, tier = random.integers(1, 4), random.integers(2, 4), random.integers(tiers)
+    moment = random.uniform(0, DAYS * 0.7)
     bought: list[tuple[int, int]] = []
-    seen: set[int] = set()
-    for _ in range(5 + min(35, int(random.geometric(1 / 8)))):
-        moment += random.exponential(12.0) + 0.01
+    everything = store.item.reshape(-1)
+    for number in range(5 + min(40, int(random.geometric(1 / 10)))):
+        moment += random.exponential(9.0) + 0.01
         if moment >= DAYS:
             break
-        if random.random() > STAY:
-            here = active[(active.index(here) + 1) % len(active)]
-        if random.random() < 0.03:  # an interest is given up for a new one
-            active[active.index(here)] = here = int(random.integers(departments))
-            active = list(dict.fromkeys(active))
-        on_sale = store.launch_day <= moment
+        place = number // stay % 3
+        if random.random() < FADE:
+            turn[place] = int(random.choice([d for d in range(departments) if d not in turn]))
+        department = turn[place]
         if random.random() < WHIM:
-            candidates = store.item.reshape(-1)
+            candidates, liking = everything, store.appeal
         else:
-            reached[here] = max(reached[here] + pace[here], 0)
-            if reached[here] >= stages:  # the path is done: another department takes its place
-                reached[here] = 0
-                brand[here] = random.integers(brands)
-            if random.random() < 0.1:
-                brand[here] = random.integers(brands)
-            candidates = store.item[here, reached[here], brand[here]]
-        weight = store.appeal[candidates] * on_sale[candidates]
-        weight = weight * [position not in seen for position in candidates]
+            reached[department] += step
+            if reached[department] >= stages:  # the path begins again, with another brand
+                reached[department] -= stages
+                brand[department] = (brand[department] + random.integers(1, brands)) % brands
+            candidates = store.item[department, reached[department], brand[department]]
+            liking = np.where(np.arange(tiers) == tier, LOYALTY, (1 - LOYALTY) / (tiers - 1))
+        weight = liking * (store.launch_day[candidates] <= moment)
         if weight.sum() == 0:
             continue
         chosen = int(random.choice(candidates, p=weight / weight.sum()))
-        seen.add(chosen)
         bought.append((FIRST_DAY + int(moment * 86_400), chosen))
     return bought
 

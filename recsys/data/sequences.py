@@ -68,9 +68,13 @@ class SequenceDataset:
         try:
             info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"{folder} is not a prepared data set: it has no dataset.json") from None
+            raise InputError(
+                f"{folder} is not a prepared data set: it has no dataset.json"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{folder / 'dataset.json'} is damaged: {error}; prepare it again") from None
+            raise InputError(
+                f"{folder / 'dataset.json'} is damaged: {error}; prepare it again"
+            ) from None
         if info.get("format") != FORMAT_VERSION:
             raise InputError(
                 f"{folder} has data set format {info.get('format')!r}, this version reads"
@@ -84,7 +88,9 @@ class SequenceDataset:
 
             catalogue = pq.read_table(folder / "items.parquet")
         except FileNotFoundError as error:
-            raise InputError(f"{folder} is incomplete: {error.filename or error}; prepare it again") from None
+            raise InputError(
+                f"{folder} is incomplete: {error.filename or error}; prepare it again"
+            ) from None
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{folder} is damaged: {error}; prepare it again") from None
         dataset = cls(**_columns(table), catalogue=catalogue, info=info)
@@ -125,7 +131,9 @@ class SequenceDataset:
         if len(self.offsets) < 2 or len(self.items) == 0:
             raise InputError(f"{where} holds no interactions")
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.items) or lengths.min() < 0:
-            raise InputError(f"{where} is damaged: its offsets do not cover its items; prepare it again")
+            raise InputError(
+                f"{where} is damaged: its offsets do not cover its items; prepare it again"
+            )
         if self.items.min() < 1 or self.items.max() > self.num_items:
             raise InputError(
                 f"{where} is damaged: item numbers run from {self.items.min()} to {self.items.max()},"
@@ -147,7 +155,9 @@ def _columns(table: pa.Table) -> dict:
         "users": batch.column("user").chunk(0),
     }
     if "timestamps" in batch.column_names:
-        columns["timestamps"] = batch.column("timestamps").chunk(0).values.to_numpy(zero_copy_only=True)
+        columns["timestamps"] = (
+            batch.column("timestamps").chunk(0).values.to_numpy(zero_copy_only=True)
+        )
     return columns
 
 
@@ -166,7 +176,11 @@ def fingerprint(
 
 
 def write_sequences(
-    path: Path, users: pa.Array, items: np.ndarray, offsets: np.ndarray, timestamps: np.ndarray | None
+    path: Path,
+    users: pa.Array,
+    items: np.ndarray,
+    offsets: np.ndarray,
+    timestamps: np.ndarray | None,
 ) -> None:
     """Write sequences.arrow from arrays, which may themselves be memory-mapped."""
     columns: dict[str, pa.Array] = {

@@ -51,7 +51,13 @@ MOVIELENS = {
         "ml-20m", "ratings.csv", "movies.csv", "MovieLens 20M, 2016", 138_493, 26_744, 20_000_263
     ),
     "movielens-latest-small": MovieLens(
-        "ml-latest-small", "ratings.csv", "movies.csv", "MovieLens, small, changing", 671, 9_066, 100_004
+        "ml-latest-small",
+        "ratings.csv",
+        "movies.csv",
+        "MovieLens, small, changing",
+        671,
+        9_066,
+        100_004,
     ),
 }
 
@@ -100,9 +106,15 @@ def names() -> list[dict[str, Any]]:
     for name, category in _amazon_names().items():
         reviews = _find(f"reviews_{category}_5.json")
         title = f"Amazon 2014 {category.replace('_', ' ')}, 5-core"
-        entries.append({"name": name, "title": title, "found": str(reviews.parent) if reviews else None})
+        entries.append(
+            {"name": name, "title": title, "found": str(reviews.parent) if reviews else None}
+        )
     entries += [
-        {"name": "amazon2018:NAME", "title": "Amazon 2018, NAME as in Gift_Cards, 5-core", "found": None},
+        {
+            "name": "amazon2018:NAME",
+            "title": "Amazon 2018, NAME as in Gift_Cards, 5-core",
+            "found": None,
+        },
         {"name": "amazon2023:NAME", "title": "Amazon 2023, NAME as in All_Beauty", "found": None},
     ]
     return entries
@@ -130,7 +142,9 @@ def _amazon(name: str, year: int, category: str | None, report: Report) -> Sourc
         by_key = amazon.CATEGORIES_2014
         full = by_key.get(key) or {full.lower(): full for full in by_key.values()}.get(key)
         if full is None:
-            raise InputError(f"unknown category in {name!r}{nearest(key, by_key)} ({', '.join(by_key)})")
+            raise InputError(
+                f"unknown category in {name!r}{nearest(key, by_key)} ({', '.join(by_key)})"
+            )
         files = (f"reviews_{full}_5.json.gz", f"meta_{full}.json.gz")
         places = ("", "")
     else:
@@ -149,7 +163,9 @@ def _amazon(name: str, year: int, category: str | None, report: Report) -> Sourc
     if reviews_file is None:
         folder = cache_dir() / f"amazon-{year}"
         urls = [f"{AMAZON[year]}/{place}{file}" for place, file in zip(places, files, strict=True)]
-        reviews_file, meta_file = _fetched(name, urls, [folder / file for file in files], None, report)
+        reviews_file, meta_file = _fetched(
+            name, urls, [folder / file for file in files], None, report
+        )
     return amazon.source(name, year, reviews_file, meta_file, report)
 
 
@@ -165,7 +181,9 @@ def _movielens(name: str, report: Report) -> Source:
         }
         found = {key: path for key, path in parts.items() if path is not None}
         if len(found) == len(parts):
-            return movielens.mapped_source(name, {**found, **({"films": films} if films else {})}, report)
+            return movielens.mapped_source(
+                name, {**found, **({"films": films} if films else {})}, report
+            )
     if ratings is None:
         archive = cache_dir() / f"{release.folder}.zip"
         url = f"{GROUPLENS}/{release.folder}.zip"
@@ -174,7 +192,9 @@ def _movielens(name: str, report: Report) -> Source:
         checksum = re.search(r"\b[0-9a-f]{32}\b", sum_file.read_text(errors="replace"))
         _fetched(name, [url], [archive], checksum[0] if checksum else None, report)
         folder = cache_dir() / release.folder
-        ratings, films = (_extract(archive, folder, file) for file in (release.ratings, release.films))
+        ratings, films = (
+            _extract(archive, folder, file) for file in (release.ratings, release.films)
+        )
         archive.unlink()
     return movielens.source(name, ratings, films, report)
 

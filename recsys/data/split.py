@@ -77,7 +77,9 @@ class Split:
 
 def split(dataset: SequenceDataset, config: SplitConfig) -> Split:
     """Cut every history. Raises InputError where no user is left to evaluate."""
-    parts = _leave_one_out(dataset) if config.kind == "leave_one_out" else _global_time(dataset, config)
+    parts = (
+        _leave_one_out(dataset) if config.kind == "leave_one_out" else _global_time(dataset, config)
+    )
     for name, queries in (("valid", parts.valid), ("test", parts.test)):
         if len(queries) == 0:
             raise InputError(

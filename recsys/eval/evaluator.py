@@ -72,7 +72,9 @@ class Evaluation:
             outcome, kind = np.unique(np.minimum(self.rank_Q.numpy(), max(ks)), return_inverse=True)
             count = np.bincount(kind, minlength=len(outcome))
             table = np.stack([values[kind == i][0] for i in range(len(outcome))])
-            return random.multinomial(len(users), count / len(users), RESAMPLES) @ table / len(users)
+            return (
+                random.multinomial(len(users), count / len(users), RESAMPLES) @ table / len(users)
+            )
         sums = np.zeros((len(users), values.shape[1] + 1))
         np.add.at(sums, place, np.column_stack([values, np.ones(len(values))]))
         drawn = (
@@ -98,7 +100,9 @@ def evaluate(
         target_B = torch.from_numpy(dataset.items[queries.end[rows]].astype(np.int64))
         seen_pairs = _seen_pairs(dataset, queries, rows, device) if seen == "mask" else None
         scores_BV = scorer(batch.to(device))
-        rank_Q[torch.from_numpy(rows)] = target_ranks(scores_BV, target_B.to(device), seen_pairs).cpu()
+        rank_Q[torch.from_numpy(rows)] = target_ranks(
+            scores_BV, target_B.to(device), seen_pairs
+        ).cpu()
     return Evaluation(rank_Q, queries.user)
 
 
@@ -133,7 +137,10 @@ def paired_difference(
     ) * (len(users) / len(difference))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return {
-        name: {"difference": float(difference[:, i].mean()), "ci95": [float(low[i]), float(high[i])]}
+        name: {
+            "difference": float(difference[:, i].mean()),
+            "ci95": [float(low[i]), float(high[i])],
+        }
         for i, name in enumerate(one.metrics(ks))
     }
 
@@ -152,5 +159,3 @@ def _seen_pairs(
     row, position = flat_positions(queries.start[rows], queries.end[rows])
     items = dataset.items[position].astype(np.int64)
     return torch.from_numpy(row).to(device), torch.from_numpy(items).to(device)
-
-

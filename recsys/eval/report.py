@@ -52,7 +52,9 @@ def evaluate_run(
     dataset = _the_data(run, config, dataset)
     parts = split(dataset, from_dict(SplitConfig, config["split"], "split"))
     if config["refit"] and part == "valid":
-        raise InputError(f"{run} was refitted on train and valid together: only --split test is fair")
+        raise InputError(
+            f"{run} was refitted on train and valid together: only --split test is fair"
+        )
     queries = parts.test if part == "test" else parts.valid
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     started = time.perf_counter()
@@ -144,7 +146,12 @@ def fit_counting(model: CountingModel, dataset: SequenceDataset, histories: Hist
 
 
 def _baselines(
-    dataset: SequenceDataset, parts: Split, refit: bool, queries: Queries, ks: Sequence[int], seen: Seen
+    dataset: SequenceDataset,
+    parts: Split,
+    refit: bool,
+    queries: Queries,
+    ks: Sequence[int],
+    seen: Seen,
 ) -> dict[str, dict[str, float]]:
     """The same metrics of what any model must beat, fitted on the same histories as the model."""
     histories = parts.refit if refit else parts.train
@@ -160,7 +167,9 @@ def _baselines(
     return results
 
 
-def _the_data(run: Path, config: dict[str, Any], dataset: SequenceDataset | None) -> SequenceDataset:
+def _the_data(
+    run: Path, config: dict[str, Any], dataset: SequenceDataset | None
+) -> SequenceDataset:
     """The data set a run was trained on."""
     about = config["dataset"]
     if dataset is None:

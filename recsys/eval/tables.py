@@ -28,21 +28,14 @@ def evaluation(result: dict[str, Any]) -> None:
         f" seen items {'masked' if protocol['seen'] == 'mask' else 'kept'}",
         soft_wrap=True,
     )
-    names = list(result["metrics"])
-    table = Table()
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    values = (result["metrics"][name] for name in names)
-    table.add_row(result["model"], *(f"[bold]{value['value']:.4f}[/]" for value in values))
-    table.add_row(
-        "  95 % interval",
-        *("{:.4f}–{:.4f}".format(*result["metrics"][name]["ci95"]) for name in names),
-        style="dim",
-    )
-    for baseline, metrics in result["baselines"].items():
-        table.add_row(baseline, *(f"{metrics[name]:.4f}" for name in names))
-    _wide(console, table)
+    table = Table("", result["model"], "95 % interval", *result["baselines"])
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, found in result["metrics"].items():
+        baselines = (f"{metrics[name]:.4f}" for metrics in result["baselines"].values())
+        interval = "{:.4f} – {:.4f}".format(*found["ci95"])
+        table.add_row(name, f"[bold]{found['value']:.4f}[/]", f"[dim]{interval}[/]", *baselines)
+    console.print(table)
     if "run" in result:
         console.print(f"run folder: {result['run']}", soft_wrap=True)
 
@@ -61,19 +54,21 @@ def _left_out(split: dict[str, Any]) -> str:
 def comparison(result: dict[str, Any]) -> None:
     """Runs side by side; differences to the first with their intervals, marked where clear of 0."""
     console = Console(highlight=False)
-    names = list(result["runs"][0]["metrics"])
     table = Table(title=f"{result['data']['name']}, {result['users']:,} users, test")
-    table.add_column("run")
-    for name in names:
-        table.add_column(name, justify="right")
+    table.add_column("")
     for row in result["runs"]:
-        label = row["run"] + (" (refit)" if row["refit"] else "")
-        table.add_row(label, *(f"{row['metrics'][name]['value']:.4f}" for name in names))
-        if "difference_to_first" in row:
-            table.add_row(
-                "  difference", *(_difference(row["difference_to_first"][name]) for name in names)
-            )
-    _wide(console, table)
+        table.add_column(row["run"] + (" (refit)" if row["refit"] else ""), justify="right")
+    for name in result["runs"][0]["metrics"]:
+        table.add_row(name, *(f"{row['metrics'][name]['value']:.4f}" for row in result["runs"]))
+        differences = (row.get("difference_to_first") for row in result["runs"])
+        table.add_row(
+            "",
+            *(
+                _difference(found[name]) if found else "[dim]difference:[/]"
+                for found in differences
+            ),
+        )
+    console.print(table)
 
 
 def _difference(value: dict[str, Any]) -> str:
@@ -118,9 +113,13 @@ def sources(result: dict[str, Any]) -> None:
         table.add_column(column)
     for source in result["sources"]:
         counts = (_plain(source.get(name)) for name in ("users", "items", "interactions"))
-        table.add_row(source["name"], source["title"], *counts, source.get("found") or "to download")
+        table.add_row(
+            source["name"], source["title"], *counts, source.get("found") or "to download"
+        )
     console.print(table)
-    console.print("Or a path: CSV, TSV, JSON lines, Parquet, sequence text, .gz, a folder of parts.")
+    console.print(
+        "Or a path: CSV, TSV, JSON lines, Parquet, sequence text, .gz, a folder of parts."
+    )
 
 
 def catalogue(result: dict[str, Any]) -> None:
@@ -137,7 +136,9 @@ def catalogue(result: dict[str, Any]) -> None:
         else:
             for section in ("model", "loss", "trainer"):
                 values = entry["settings"][section].items()
-                console.print("  " + "  ".join(f"{section}.{name}={value}" for name, value in values))
+                console.print(
+                    "  " + "  ".join(f"{section}.{name}={value}" for name, value in values)
+                )
 
 
 def index(result: dict[str, Any]) -> None:
@@ -178,10 +179,6 @@ def examples(run: Path, dataset: SequenceDataset, users: int = 3) -> None:
 
 def _ranked(found: Recommendations) -> list[tuple[int, Any, str | None]]:
     titles = found.titles or [None] * len(found.items)
-    return [(i, item, title) for i, (item, title) in enumerate(zip(found.items, titles, strict=True), 1)]
-
-
-def _wide(console: Console, table: Table) -> None:
-    """Print without folding numbers: a narrow terminal scrolls rather than break them."""
-    width = console.measure(table).maximum
-    console.print(table, width=max(console.width, width), crop=False, no_wrap=True, soft_wrap=True)
+    return [
+        (i, item, title) for i, (item, title) in enumerate(zip(found.items, titles, strict=True), 1)
+    ]

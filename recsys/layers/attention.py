@@ -25,5 +25,7 @@ class CausalSelfAttention(nn.Module):
         heads = self.project_in(x_BTD).view(batch, steps, 3, self.num_heads, dim // self.num_heads)
         q_BHTK, k_BHTK, v_BHTK = heads.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, dropout_p=dropout, is_causal=True)
+        mixed = F.scaled_dot_product_attention(
+            q_BHTK, k_BHTK, v_BHTK, dropout_p=dropout, is_causal=True
+        )
         return self.project_out(mixed.transpose(1, 2).reshape(batch, steps, dim))

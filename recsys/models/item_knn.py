@@ -18,7 +18,9 @@ class ItemKNN(CountingModel):
     The strongest `num_neighbours` of each item are kept.
     """
 
-    paper = "baseline; Garg et al., Sequence and Time Aware Neighborhood (STAN), SIGIR 2019, simplified"
+    paper = (
+        "baseline; Garg et al., Sequence and Time Aware Neighborhood (STAN), SIGIR 2019, simplified"
+    )
 
     @dataclass(frozen=True)
     class Config:
@@ -70,7 +72,9 @@ class ItemKNN(CountingModel):
         steps_T = torch.arange(batch.items_BT.shape[1], device=batch.items_BT.device)
         distance_BT = batch.lengths_B[:, None] - 1 - steps_T
         near_BT = batch.real_BT & (distance_BT < self.config.window)
-        recency_BT = torch.where(near_BT, self.config.decay ** distance_BT.clamp_min(0).float(), 0.0)
+        recency_BT = torch.where(
+            near_BT, self.config.decay ** distance_BT.clamp_min(0).float(), 0.0
+        )
         batch_size, num_items = len(batch.lengths_B), len(self.neighbours_VK)
         scores_BV = torch.zeros(batch_size, num_items, device=batch.items_BT.device)
         # Only the last `window` items of each row carry weight: gather those places and no others.

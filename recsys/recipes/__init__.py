@@ -21,7 +21,9 @@ def recipe(name: str) -> RunConfig:
     """The settings of the recipe called `name`."""
     if name not in recipe_names():
         known = ", ".join(recipe_names())
-        raise InputError(f"unknown recipe {name!r}{nearest(name, recipe_names())} (recipes: {known})")
+        raise InputError(
+            f"unknown recipe {name!r}{nearest(name, recipe_names())} (recipes: {known})"
+        )
     return importlib.import_module(f"recsys.recipes.{name}").recipe()
 
 

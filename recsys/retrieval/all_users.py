@@ -31,7 +31,9 @@ def recommend_all(
     about = read_json(run / CONFIG)["dataset"]
     dataset = SequenceDataset.load(data or about["path"])
     if dataset.fingerprint != about["fingerprint"]:
-        raise InputError(f"{run} was trained on other data than {dataset.name} in {data or about['path']}")
+        raise InputError(
+            f"{run} was trained on other data than {dataset.name} in {data or about['path']}"
+        )
     if k < 1:
         raise InputError(f"-k takes a whole number from 1, got {k}")
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from recsys.batch import Batch
 from recsys.checkpoint import WEIGHTS, load_model, read_json, write_json, written_whole
 from recsys.errors import InputError, nearest
 from recsys.models.base import SequenceModel
@@ -67,7 +68,9 @@ def build_index(item_vectors: np.ndarray, kind: str) -> Index:
     graph then has neighbours by angle, and with 0 in that place a query's products stay what they were.
     """
     if kind not in KINDS:
-        raise InputError(f"unknown index type {kind!r}{nearest(kind, KINDS)} (types: {', '.join(KINDS)})")
+        raise InputError(
+            f"unknown index type {kind!r}{nearest(kind, KINDS)} (types: {', '.join(KINDS)})"
+        )
     faiss = _faiss()
     vectors = np.ascontiguousarray(item_vectors, dtype=np.float32)
     if kind == "flat":
@@ -103,7 +106,7 @@ def build_run_index(run: Path, kind: str) -> dict[str, Any]:
         "index_sha256": _sha256(run / INDEX),
     }
     write_json(run / FACTS, facts)
-    recall, latency = _measure(index, vectors)
+    recall, latency = _measure(index, vectors, _queries(model, len(vectors)))
     return {
         "kind": kind,
         "items": len(vectors),
@@ -131,10 +134,19 @@ def load_index(run: Path) -> Index:
     return Index(facts["kind"], index, index.d - int(facts["dim"]))
 
 
-def _measure(index: Index, vectors: np.ndarray) -> tuple[float, float]:
-    """(recall of the first 10 against exact, median ms of one query), items standing in for queries."""
+@torch.inference_mode()
+def _queries(model: SequenceModel, num_items: int) -> np.ndarray:
+    """[Q, D] float32 queries of the model after one to three items drawn by a fixed seed."""
     random = np.random.default_rng(0)
-    queries = vectors[random.permutation(len(vectors))[:QUERIES]]
+    history_QT = torch.from_numpy(random.integers(1, num_items + 1, size=(QUERIES, 3)))
+    lengths_Q = torch.from_numpy(random.integers(1, min(3, model.max_len) + 1, size=QUERIES))
+    steps = int(lengths_Q.max())
+    real_QT = torch.arange(steps) < lengths_Q[:, None]
+    return model.query(Batch(history_QT[:, :steps] * real_QT, lengths_Q)).float().numpy()
+
+
+def _measure(index: Index, vectors: np.ndarray, queries: np.ndarray) -> tuple[float, float]:
+    """(recall of the first 10 against exact, median ms of one query)."""
     k = min(10, len(vectors))
     exact = torch.topk(torch.from_numpy(queries @ vectors.T), k, dim=1).indices.numpy() + 1
     found, _ = index.search(queries, k)
@@ -159,5 +171,7 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise InputError("an index needs FAISS: pip install faiss-cpu; exact search works without") from None
+        raise InputError(
+            "an index needs FAISS: pip install faiss-cpu; exact search works without"
+        ) from None
     return faiss

@@ -43,7 +43,11 @@ class Retriever:
     """Immutable after loading, so threads may share one."""
 
     def __init__(
-        self, model: Recommender, catalogue: pa.Table, index: Index | None, device: torch.device | str
+        self,
+        model: Recommender,
+        catalogue: pa.Table,
+        index: Index | None,
+        device: torch.device | str,
     ):
         self.vocab = Vocab(catalogue["item"])
         self.max_len = model.max_len
@@ -54,7 +58,9 @@ class Retriever:
         self._titles = catalogue["title"].to_pylist() if titled else [None] * len(self.vocab)
         counts = catalogue["count"].to_numpy() if "count" in catalogue.column_names else None
         self._popularity = torch.from_numpy(
-            np.concatenate([[0], np.zeros(len(self.vocab)) if counts is None else counts]).astype(np.float32)
+            np.concatenate([[0], np.zeros(len(self.vocab)) if counts is None else counts]).astype(
+                np.float32
+            )
         ).to(device)
         with torch.inference_mode():
             self._scorer: Scorer = model.scorer()
@@ -167,7 +173,10 @@ class Retriever:
         )
         masked = [history + hidden if exclude_seen else hidden for history in histories]
         rows = [row for row, items in enumerate(masked) for _ in items]
-        seen = torch.tensor(rows, dtype=torch.int64), torch.tensor(sum(masked, []), dtype=torch.int64)
+        seen = (
+            torch.tensor(rows, dtype=torch.int64),
+            torch.tensor(sum(masked, []), dtype=torch.int64),
+        )
         return self.recommend_items(batch, k, seen=seen)
 
     def _exact(
@@ -194,7 +203,9 @@ class Retriever:
             found, scores = index.search(query_BD[todo], width)
             short = []
             for row, items, values in zip(todo, found, scores, strict=True):
-                kept = [i for i, item in enumerate(items) if item > 0 and item not in hidden[row]][:k]
+                kept = [i for i, item in enumerate(items) if item > 0 and item not in hidden[row]][
+                    :k
+                ]
                 items_BK[row, : len(kept)] = items[kept]
                 scores_BK[row, : len(kept)] = values[kept]
                 if len(kept) < min(k, num_items - len(hidden[row])) and width < num_items:

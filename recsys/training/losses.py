@@ -31,7 +31,9 @@ class Softmax:
     def __post_init__(self) -> None:
         _check_positive("loss.temperature", self.temperature)
 
-    def __call__(self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None) -> Tensor:
+    def __call__(
+        self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
         """[] mean of -log softmax(query . items / temperature)[target]."""
         weight_N = pairs.weight_N / pairs.weight_N.sum()
         device = pairs.query_ND.device.type
@@ -64,7 +66,9 @@ class SampledSoftmax:
         _check_positive("loss.temperature", self.temperature)
         _check_positive("loss.num_negatives", self.num_negatives)
 
-    def __call__(self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None) -> Tensor:
+    def __call__(
+        self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
         """[] mean of -log softmax over {target} and the negatives that are not the target."""
         if negatives is None:
             raise ValueError("sampled_softmax needs negatives")
@@ -97,7 +101,9 @@ class BCE:
         _check_positive("loss.num_negatives", self.num_negatives)
         _check_drawn(self.name, self.negatives)
 
-    def __call__(self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None) -> Tensor:
+    def __call__(
+        self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
         """[] mean of -log sigmoid(target) - sum over negatives of log(1 - sigmoid(negative))."""
         return _binary(pairs, item_vectors, negatives, beta=1.0)
 
@@ -123,7 +129,9 @@ class GBCE:
         if not 0 <= self.t <= 1:
             raise InputError(f"loss.t must lie in [0, 1], got {self.t}")
 
-    def __call__(self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None) -> Tensor:
+    def __call__(
+        self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
         """[] as BCE with beta = alpha (t (1 - 1/alpha) + 1/alpha), alpha = S / (V - 1)."""
         alpha = min(1.0, self.num_negatives / max(1, len(item_vectors) - 2))
         beta = alpha * (self.t * (1 - 1 / alpha) + 1 / alpha)

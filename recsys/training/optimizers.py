@@ -19,7 +19,9 @@ def adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW
     return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
-def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: Schedule) -> float:
+def learning_rate_factor(
+    step: int, total_steps: int, warmup_steps: int, schedule: Schedule
+) -> float:
     """What the learning rate is multiplied by at optimizer step `step`, counted from 0."""
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     done = min(1.0, step / max(1, total_steps))

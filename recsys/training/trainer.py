@@ -228,7 +228,9 @@ class Trainer:
             )
         self.progress.loss_sum += total
 
-    def _close_epoch(self, validate: Callable[[], dict[str, float]] | None, watcher: Watcher) -> None:
+    def _close_epoch(
+        self, validate: Callable[[], dict[str, float]] | None, watcher: Watcher
+    ) -> None:
         at, config = self.progress, self.config
         at.epoch, at.batch = at.epoch + 1, 0
         record: dict[str, Any] = {

@@ -30,7 +30,9 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got.double() - wanted).norm() / wanted.norm().clamp_min(1e-30))
 
 
-@pytest.mark.parametrize(("rows", "items", "dim"), [(1, 1, 1), (1, 7, 3), (63, 100, 5), (257, 33, 16)])
+@pytest.mark.parametrize(
+    ("rows", "items", "dim"), [(1, 1, 1), (1, 7, 3), (63, 100, 5), (257, 33, 16)]
+)
 def test_value_and_gradients_equal_the_definition_in_float64(rows, items, dim, monkeypatch):
     monkeypatch.setattr(chunked, "BUFFER_BYTES", 40 * items * 8)
     data = problem(rows, items, dim)
@@ -63,7 +65,9 @@ def test_bf16_products_keep_a_float32_loss():
     x, table, target, weight = (
         part.float() if part.is_floating_point() else part for part in problem(200, 4000, 16, 0.3)
     )
-    exact = outcome(linear_cross_entropy_reference, x.double(), table.double(), target, weight.double())
+    exact = outcome(
+        linear_cross_entropy_reference, x.double(), table.double(), target, weight.double()
+    )
     ours = outcome(linear_cross_entropy, x, table, target, weight, compute_dtype=torch.bfloat16)
     assert ours[0].dtype == torch.float32
     assert relative_error(ours[0], exact[0]) < 1e-3

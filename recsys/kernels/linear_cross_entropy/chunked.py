@@ -53,7 +53,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             top_p_C = probability_CV.gather(1, top_index_C[:, None])[:, 0].to(accumulator)
             lse_C = top_C.to(accumulator) - top_p_C.log()
             loss += (weight_C * (lse_C - target_logit_C.to(accumulator))).sum()
-            probability_CV.scatter_add_(1, target_C1, probability_CV.new_full((1, 1), -1).expand_as(target_C1))
+            probability_CV.scatter_add_(
+                1, target_C1, probability_CV.new_full((1, 1), -1).expand_as(target_C1)
+            )
             grad_x[rows] = torch.mm(probability_CV, table).to(grad_x.dtype) * weight_C[:, None].to(
                 grad_x.dtype
             )
