@@ -28,7 +28,7 @@ from recsys.eval.report import fit_counting
 from recsys.models.base import CountingModel, model_class
 from recsys.settings import RunConfig, configure, metric_cutoff, saved_config
 from recsys.training.objectives import next_item
-from recsys.training.trainer import Trainer
+from recsys.training.trainer import Trainer, precision
 from recsys.training.watch import (
     FolderWatcher,
     PlainReporter,
@@ -379,7 +379,8 @@ class _Learning:
             accelerator.num_processes,
         )
         counts = torch.from_numpy(training_counts(self.dataset, histories))
-        objective = next_item(config.loss, counts)
+        dtype = precision(config.trainer.precision, accelerator.device)
+        objective = next_item(config.loss, counts, dtype)
         trainer = Trainer(model, objective, config.trainer, loader, accelerator, stop_after)
         board = config.trainer.tensorboard
         main = accelerator.is_main_process

@@ -188,9 +188,10 @@ def _movielens(name: str, report: Report) -> Source:
         archive = cache_dir() / f"{release.folder}.zip"
         url = f"{GROUPLENS}/{release.folder}.zip"
         sum_file = archive.with_suffix(".zip.md5")
-        _fetched(name, [f"{url}.md5"], [sum_file], None, report)
+        wanted = f"{release.ratings} and {release.films} into a folder {release.folder}"
+        _fetched(name, [f"{url}.md5"], [sum_file], wanted, report)
         checksum = re.search(r"\b[0-9a-f]{32}\b", sum_file.read_text(errors="replace"))
-        _fetched(name, [url], [archive], checksum[0] if checksum else None, report)
+        _fetched(name, [url], [archive], wanted, report, checksum[0] if checksum else None)
         folder = cache_dir() / release.folder
         ratings, films = (
             _extract(archive, folder, file) for file in (release.ratings, release.films)
@@ -213,17 +214,22 @@ def _find(file: str, folder: str | None = None) -> Path | None:
 
 
 def _fetched(
-    name: str, urls: list[str], targets: list[Path], md5: str | None, report: Report
+    name: str,
+    urls: list[str],
+    targets: list[Path],
+    wanted: str,
+    report: Report,
+    md5: str | None = None,
 ) -> list[Path]:
+    """Download each URL; where that fails, say which files (`wanted`) to put where by hand."""
     try:
         return [
             download(url, target, md5=md5, report=report)
             for url, target in zip(urls, targets, strict=True)
         ]
     except WorkError as error:
-        files = " and ".join(target.name for target in targets)
         raise WorkError(
-            f"{error}\nTo use {name} put {files} into {targets[0].parent} or under $RECSYS_DATA."
+            f"{error}\nTo use {name} by hand put {wanted} in $RECSYS_DATA or {cache_dir()}."
             " --data sample needs no download."
         ) from None
 

@@ -18,7 +18,7 @@ from recsys.models.base import Recommender
 from recsys.retrieval.retriever import Retriever
 
 Seen = Literal["mask", "keep"]
-SCORE_BYTES = 48 << 20
+SCORE_BYTES = 24 << 20
 """Size of one block of scores. Larger blocks fall out of the cache, smaller ones cost calls."""
 RESAMPLES = 1000
 """Bootstrap resamples behind an interval."""

@@ -56,9 +56,9 @@ class Retriever:
         self._index = index
         titled = "title" in catalogue.column_names
         self._titles = catalogue["title"].to_pylist() if titled else [None] * len(self.vocab)
-        counts = catalogue["count"].to_numpy() if "count" in catalogue.column_names else None
+        counts = catalogue["count"].to_pylist() if "count" in catalogue.column_names else None
         self._popularity = torch.from_numpy(
-            np.concatenate([[0], np.zeros(len(self.vocab)) if counts is None else counts]).astype(
+            np.concatenate([[0], [0] * len(self.vocab) if counts is None else counts]).astype(
                 np.float32
             )
         ).to(device)

@@ -175,13 +175,14 @@ def _binary(pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None, bet
 
 
 def _logits(pairs: Pairs, item_vectors: Tensor, negatives: Negatives) -> tuple[Tensor, Tensor]:
-    """(scores of the targets [N], scores of the negatives [N, S]), float32."""
-    query_ND = pairs.query_ND.float()
-    target_logit_N = (query_ND * F.embedding(pairs.target_N, item_vectors)).sum(dim=1)
-    negative_vectors = F.embedding(negatives.items, item_vectors)
-    if negatives.items.dim() == 1:
-        return target_logit_N, query_ND @ negative_vectors.T
-    return target_logit_N, torch.einsum("nd,nsd->ns", query_ND, negative_vectors)
+    """(scores of the targets [N], scores of the negatives [N, S]), float32: these are few."""
+    with torch.autocast(pairs.query_ND.device.type, enabled=False):
+        query_ND = pairs.query_ND.float()
+        target_logit_N = (query_ND * F.embedding(pairs.target_N, item_vectors)).sum(dim=1)
+        negative_vectors = F.embedding(negatives.items, item_vectors)
+        if negatives.items.dim() == 1:
+            return target_logit_N, query_ND @ negative_vectors.T
+        return target_logit_N, torch.einsum("nd,nsd->ns", query_ND, negative_vectors)
 
 
 def _same(target_N: Tensor, negative_items: Tensor) -> Tensor:

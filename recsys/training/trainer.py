@@ -92,7 +92,7 @@ class Progress:
     """A record an epoch, as in history.jsonl."""
 
 
-class Interrupted(Exception):  # noqa: N818 - a request from outside, not an error
+class Interrupted(Exception):
     """Training stopped on request after saving its state."""
 
 
@@ -139,9 +139,7 @@ class Trainer:
         self.accelerator = accelerator
         self.model = model.to(accelerator.device)
         optimizer = adamw(model, config.lr, config.weight_decay)
-        self._step_module, self.optimizer = accelerator.prepare(
-            _Step(model, objective, precision(config.precision, accelerator.device)), optimizer
-        )
+        self._step_module, self.optimizer = accelerator.prepare(_Step(model, objective), optimizer)
         self.progress = Progress()
         self._last_save = time.monotonic()
         self._base_lr = config.lr
@@ -149,7 +147,10 @@ class Trainer:
         self._check_every = 1 if accelerator.device.type == "cpu" else 50
 
     def fit(self, validate: Callable[[], dict[str, float]] | None, watcher: Watcher) -> Progress:
-        """Train until `epochs` or `patience` ends it. Raises Interrupted on request, WorkError on NaN."""
+        """Train until `epochs` or `patience` ends it.
+
+        Raises Interrupted on request, after saving, and WorkError when the loss is not a number.
+        """
         while not self._finished():
             self._train_epoch(watcher)
             self._close_epoch(validate, watcher)
@@ -222,8 +223,8 @@ class Trainer:
             first = at.step - len(losses) // self.config.accumulate + 1
             where = f"step {at.step}" if first >= at.step else f"steps {first} to {at.step}"
             raise WorkError(
-                f"the loss is not a number at {where} (epoch {at.epoch + 1}, batch {at.batch}); try a lower"
-                " trainer.lr, trainer.warmup_steps or trainer.precision=float32. The best weights"
+                f"the loss is not a number at {where} (epoch {at.epoch + 1}, batch {at.batch});"
+                " try a lower trainer.lr, trainer.warmup_steps or trainer.precision=float32. The best weights"
                 " and the last state are kept"
             )
         self.progress.loss_sum += total
@@ -312,21 +313,17 @@ class Trainer:
 class _Step(nn.Module):
     """Model and objective as one module, so that wrappers of the forward pass see both."""
 
-    def __init__(self, model: SequenceModel, objective: Objective, dtype: torch.dtype):
+    def __init__(self, model: SequenceModel, objective: Objective):
         super().__init__()
         self.model = model
         self.objective = objective
-        self.dtype = dtype
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast(
-            batch.items_BT.device.type, self.dtype, enabled=self.dtype != torch.float32
-        ):
-            return self.objective(self.model, batch)
+        return self.objective(self.model, batch)
 
 
 def precision(wish: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: bf16 by request, or where the hardware multiplies it natively."""
+    """Dtype of matrix products: bf16 by request, or where the hardware multiplies it natively."""
     if wish == "auto":
         native = (
             torch.cuda.is_bf16_supported(including_emulation=False)
