@@ -1,7 +1,7 @@
 """Batch: the one structure that travels from the loader to a model.
 
-Dimension letters, used in names all over the project: B batch, T time, D model width, H heads,
-V items of the catalogue (ids 1..V; a table over them has V+1 rows, row 0 is padding), N query/target
+Dimension letters, used in names all over the project: B batch, T time, D model width, H heads, V
+items of the catalogue (ids 1..V; a table over them has V+1 rows, row 0 is padding), N query/target
 pairs, S negatives, K length of a list.
 """
 

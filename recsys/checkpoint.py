@@ -1,8 +1,8 @@
 """The run folder: what a training leaves behind, and all that serving needs.
 
-    config.json          the resolved settings, versions, the command, the data set it was trained on
+    config.json          the resolved settings, versions, the command, the data set trained on
     model.safetensors    best weights by validation (of the refit, where one was asked for)
-    items.parquet        row i-1: raw id of item i, its count in training, title and text where known
+    items.parquet        row i-1: raw id of item i, its count in training, title and text if known
     history.jsonl        a line an epoch
     metrics.json         written last: its presence means that the run is complete
     state/               what resuming needs
@@ -135,7 +135,9 @@ def load_model(run: Path, device: torch.device | str = "cpu") -> Recommender:
     config = read_json(run / CONFIG)
     try:
         settings = dict(config["model"])
-        name, num_items = settings.pop("name"), int(config["dataset"]["items"])
+        name, num_items = str(settings.pop("name")), int(config["dataset"]["items"])
+        if num_items < 1:
+            raise ValueError(f"dataset.items = {num_items}")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{run / CONFIG} is damaged: {error!r} is missing or wrong") from None
     tensors, _ = read_tensors(run / WEIGHTS)

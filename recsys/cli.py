@@ -1,4 +1,4 @@
-"""The recsys command: parse, call, print. Every heavy import waits for the command that needs it."""
+"""The recsys command: parse, call, print. A heavy import waits for the command that needs it."""
 
 import sys
 from pathlib import Path
@@ -240,22 +240,22 @@ def recommend(
     from recsys.retrieval import all_users as batch
     from recsys.retrieval.retriever import Retriever
 
-    if all_users == (history is not None) or all_users != (out is not None):
-        raise InputError("recommend takes --history ID,ID,… or --all-users --out FILE.parquet")
     retriever = Retriever.load(folder, index=through)
-    if history is not None:
+    if history is not None and not all_users and out is None:
         raw = [retriever.vocab.parse(text.strip()) for text in history.split(",") if text.strip()]
         _print(batch.as_record(retriever.recommend(raw, k)), as_json, tables.recommendations)
-    else:
+    elif history is None and all_users and out is not None:
         report = batch.recommend_all(folder, retriever, out, k, data)
         _print(report, as_json, tables.pairs)
+    else:
+        raise InputError("recommend takes --history ID,ID,… or --all-users --out FILE.parquet")
 
 
 @app.command()
 def models(as_json: Json = False) -> None:
     """The models, their settings and papers."""
-    from recsys.models.base import model_list
     from recsys.eval import tables
+    from recsys.models.base import model_list
 
     _print({"models": model_list()}, as_json, tables.catalogue)
 
@@ -263,8 +263,8 @@ def models(as_json: Json = False) -> None:
 @app.command()
 def losses(as_json: Json = False) -> None:
     """The losses, their settings and papers."""
-    from recsys.training.losses import loss_list
     from recsys.eval import tables
+    from recsys.training.losses import loss_list
 
     _print({"losses": loss_list()}, as_json, tables.catalogue)
 
@@ -279,7 +279,7 @@ def recipes(as_json: Json = False) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command and leave with its exit code: 0 done, 1 failed, 2 wrong usage or bad input."""
+    """Run the command; exit code 0: done, 1: the work failed, 2: wrong usage or bad input."""
     try:
         app(arguments)
     except InputError as error:

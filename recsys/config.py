@@ -51,7 +51,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"settings file {path} does not exist") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"settings file {path} cannot be read: {error}") from None
     try:
         if path.suffix == ".toml":
@@ -79,7 +79,7 @@ def merge(*trees: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_fields(kind: type, section: str) -> list[dict[str, Any]]:
-    """Name, type and default of each setting of a config class, as in `--set section.name=value`."""
+    """Name, type and default of each setting of a config class, for `--set section.name=value`."""
     hints = typing.get_type_hints(kind)
     return [
         {
@@ -116,7 +116,7 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
     elif kind in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if kind is float and math.isfinite(number):
             return number

@@ -1,11 +1,11 @@
-"""The two errors a user meets: their input is at fault (exit code 2), or the work failed (exit code 1)."""
+"""The two errors a user meets: bad input (exit code 2) and work that failed (exit code 1)."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input or wrong usage. The message names the file, line or setting, the value and the remedy."""
+    """Bad input or wrong usage. The message names the place, the value and the remedy."""
 
 
 class WorkError(RuntimeError):

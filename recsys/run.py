@@ -208,6 +208,7 @@ def train_run(
     else:
         with stop_on_signals(reporter) as stop:
             _Learning(config, dataset, parts, run, accelerator, reporter, stop).learn()
+        accelerator.free_memory()  # the evaluation loads the weights anew
     accelerator.wait_for_everyone()
     result = evaluate(run, dataset=dataset, device=device)
     if accelerator.is_main_process:
@@ -320,7 +321,7 @@ def _count(config: RunConfig, dataset: SequenceDataset, parts: Split, run: Path)
 
 @dataclass(frozen=True)
 class _Learning:
-    """One training by gradient steps: with early stopping, and once more where a refit is asked for."""
+    """One training by gradient steps, and once more where a refit is asked for."""
 
     config: RunConfig
     dataset: SequenceDataset
@@ -332,7 +333,8 @@ class _Learning:
 
     def learn(self) -> None:
         """Go through the stages, from a saved state where there is one."""
-        saved, meta = {}, {}
+        saved: dict[str, torch.Tensor] = {}
+        meta: dict[str, Any] = {}
         if (self.run / checkpoint.STATE).is_file():
             saved, meta = checkpoint.read_tensors(self.run / checkpoint.STATE)
         records: list[dict[str, Any]] = meta.get("earlier", [])

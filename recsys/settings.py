@@ -1,4 +1,4 @@
-"""Settings: everything that decides what a run becomes, and how `--set`, files and recipes lay over it."""
+"""Settings: what decides what a run becomes, and how `--set`, files and recipes lay over it."""
 
 import re
 from dataclasses import dataclass
@@ -62,6 +62,8 @@ def configure(
     tree = base.as_dict()
     named = {section: settings.get(section, {}) for section in sections}
     loss_name = named["loss"].get("name", base.loss.name)
+    if not isinstance(loss_name, str):
+        raise InputError(f"loss.name must be text, got {loss_name!r}")
     if loss_name != base.loss.name:
         tree["loss"] = {}  # the settings of one loss say nothing about another
     merged = merge({section: tree[section] for section in sections}, named)
@@ -97,7 +99,7 @@ def saved_config(saved: dict[str, Any]) -> RunConfig:
     sections = ("model", "loss", "trainer", "split", "data")
     try:
         tree = {section: dict(saved[section]) for section in sections}
-        name, seed, refit = tree["model"]["name"], int(saved["seed"]), bool(saved["refit"])
+        name, seed, refit = str(tree["model"]["name"]), int(saved["seed"]), bool(saved["refit"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"config.json is damaged: {error!r} is missing or wrong") from None
     return configure(name, tree, seed=seed, refit=refit)

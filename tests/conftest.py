@@ -1,7 +1,6 @@
 """What every test stands on."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,10 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _few_threads_and_poisoned_memory() -> Iterator[None]:
+def _few_threads_and_poisoned_memory() -> None:
     """One thread (tiny tensors are slower on more); uninitialised memory holds NaN, not luck."""
     torch.set_num_threads(1)
     torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
 
 
 @pytest.fixture

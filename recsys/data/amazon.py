@@ -3,6 +3,7 @@
 import ast
 import gzip
 import html
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -99,12 +100,8 @@ def read_items(meta: Path, report: Report) -> pa.Table:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        opened = (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8")
-        )
-        with opened as file:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            file = io.TextIOWrapper(stream, encoding="utf-8")
             while line := file.readline(LONGEST_LINE):
                 if line.strip():
                     yield line

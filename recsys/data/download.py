@@ -1,4 +1,4 @@
-"""Downloads that appear whole or not at all, resume where the server allows it, and are verified."""
+"""Downloads that appear whole or not at all, go on where they were cut, and are verified."""
 
 import hashlib
 import http.client
@@ -75,7 +75,8 @@ def _fetch(url: str, part: Path, report: Callable[[str], None]) -> None:
                 bar.advance(len(chunk))
     if total is not None and part.stat().st_size != total:
         raise WorkError(
-            f"{url} was cut off after {part.stat().st_size:,} of {total:,} bytes; try again to go on"
+            f"{url} was cut off after {part.stat().st_size:,} of {total:,} bytes; try again to go"
+            " on"
         )
 
 

@@ -57,7 +57,7 @@ def source_from_path(path: Path, columns: Columns = Columns()) -> Source:
     """The log in a file, or in a folder of parts of one format, in order of their names."""
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    files = (path,)
+    files: tuple[Path, ...] = (path,)
     if path.is_dir():
         files = tuple(sorted(file for file in path.iterdir() if _suffix(file) in FORMATS))
         if not files:
@@ -109,7 +109,8 @@ def read_rows(con: Any, source: Source, wish: Columns, report: Report) -> Any:
             raise InputError(f"{source.name} is empty: it has no rows")
         columns = choose_columns(source.table.column_names, source, wish, report)
         used = [name for name in (columns.user, columns.item, columns.timestamp) if name]
-        # Handed to DuckDB itself: Ibis 12 clears up behind an Arrow table in words DuckDB 2 refuses.
+        # Handed to DuckDB itself: Ibis 12 clears up behind an Arrow table in words DuckDB 2
+        # refuses.
         con.con.from_arrow(source.table.select(list(dict.fromkeys(used)))).create("part_0")
         return _numbered(con.table("part_0"), columns, 0)
     for file in source.files:
@@ -143,15 +144,15 @@ def choose_columns(names: list[str], source: Source, wish: Columns, report: Repo
         option = "time" if role == "timestamp" else role
         if name is None and role != "timestamp":
             raise InputError(
-                f"which column of {_where(source)} holds the {option}? Say it with --{option}-column"
-                f" (columns: {', '.join(map(repr, names))})"
+                f"which column of {_where(source)} holds the {option}? Say it with"
+                f" --{option}-column (columns: {', '.join(map(repr, names))})"
             )
         chosen[role] = name
     if guessed:
         time = repr(chosen["timestamp"]) if chosen["timestamp"] else "none, file order is the order"
         report(
-            f"columns: user = {chosen['user']!r}, item = {chosen['item']!r}, time = {time} (guessed;"
-            " --user-column, --item-column and --time-column say otherwise)"
+            f"columns: user = {chosen['user']!r}, item = {chosen['item']!r}, time = {time}"
+            " (guessed; --user-column, --item-column and --time-column say otherwise)"
         )
     return Columns(chosen["user"], chosen["item"], chosen["timestamp"])
 

@@ -1,4 +1,4 @@
-"""What a prepared data set holds: counts, lengths, popularity, time range; as numbers and a picture."""
+"""What a prepared data set holds, as numbers and as a picture."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ _SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def describe(dataset: SequenceDataset) -> dict[str, Any]:
-    """Facts as JSON values. `repeats` is the share of interactions with an item the user had before."""
+    """Facts as JSON values. `repeats`: share of interactions with an item the user had before."""
     lengths = np.diff(dataset.offsets)
     counts = np.sort(np.bincount(dataset.items, minlength=dataset.num_items + 1)[1:])[::-1]
     total = len(dataset.items)

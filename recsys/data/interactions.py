@@ -1,6 +1,7 @@
 """Source: where an interaction log lies and how its lines are read.
 
-A source is resolved (recsys.data.sources), then prepared (recsys.data.prepare) into a data set folder.
+A source is resolved (recsys.data.sources), then prepared (recsys.data.prepare) into a data set
+folder.
 """
 
 from collections.abc import Callable
@@ -32,9 +33,9 @@ class Source:
     files: tuple[Path, ...] = ()
     """Parts in reading order; any of them may end in .gz."""
     table: pa.Table | None = None
-    """The log itself when it comes from Python (a DataFrame or Arrow table); `files` is empty then."""
+    """The log itself when it comes from Python (a DataFrame or Arrow table), without files."""
     format: Format = "csv"
-    """csv covers TSV and any other delimited text; sequences is `user item item ...`, one user a line."""
+    """csv: any delimited text; sequences: `user item item ...`, one user a line."""
     delimiter: str | None = None
     """Between fields of a csv; None: sniffed from the first lines."""
     header: tuple[str, ...] | None = None
@@ -42,8 +43,9 @@ class Source:
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     columns: Columns = Columns()
     read_items: Callable[[], pa.Table] | None = None
-    """Reads what is known of the items: `item` (raw id, same type as in the log), and any of `title`,
-    `brand` (strings), `categories` (list of strings), `text`. Items outside the log may be present."""
+    """Reads what is known of the items: `item` (raw id, same type as in the log), and any of
+    `title`, `brand` (strings), `categories` (list of strings), `text`. Items outside the log may be
+    present."""
     min_user_events: int = 1
     """The k-core that the source's users expect, where the caller does not say."""
     min_item_events: int = 1

@@ -16,8 +16,8 @@ Report = Callable[[str], None]
 
 GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary",
-    "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller",
-    "War", "Western",
+    "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi",
+    "Thriller", "War", "Western",
 )  # fmt: skip
 RATINGS = ("user", "item", "rating", "timestamp")
 COLUMNS = Columns("user", "item", "timestamp")

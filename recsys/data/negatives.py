@@ -43,7 +43,7 @@ class NegativeSampler:
         self._cumulative_V = q_V.cumsum(0)
 
     def draw(self, target_N: Tensor, generator: torch.Generator) -> Negatives:
-        """Negatives for the pairs with these targets; drawn on the CPU, returned beside the targets."""
+        """Negatives for pairs with these targets; drawn on the CPU, returned beside the targets."""
         device = target_N.device
         log_q_V = self._log_q_V.to(device)
         if self.kind == "in_batch":

@@ -30,7 +30,8 @@ class DataConfig:
     """Settings named data.* on the command line."""
 
     min_user_events: int | None = None
-    """Shortest history kept, in interactions; what the source expects (1 for own files) if not given."""
+    """Shortest history kept, in interactions; where not given, what the source expects (1 for own
+    files)."""
     min_item_events: int | None = None
     """Rarest item kept, in interactions; as above."""
     duplicates: Duplicates = "exact"
@@ -60,8 +61,8 @@ def prepare(
 ) -> SequenceDataset:
     """Write the data set folder `out`, whole or not at all, and open it.
 
-    Raises InputError where the log cannot be read or nothing is left of it, WorkError where the disk
-    is full.
+    Raises InputError where the log cannot be read or nothing is left of it, WorkError where the
+    disk is full.
     """
     if engine != "duckdb":
         raise InputError(
@@ -126,7 +127,7 @@ def _typed(con: Any, raw: Any, source: Source, report: Report) -> tuple[Any, str
     for column in ("user", "item"):
         _refuse_nulls(raw, column, source)
     user, item = (_id(raw, column, report) for column in ("user", "item"))
-    if not raw.time.notnull().any().execute():
+    if not _value(raw.time.notnull().any()):
         log = raw.select(user=user, item=item, time=raw.row, row=raw.row)
         return con.create_table("log", log, temp=True), None
     _refuse_nulls(raw, "time", source)
@@ -142,15 +143,15 @@ def _id(raw: Any, column: str, report: Report) -> Any:
     if values.type().is_integer():
         return values.cast("int64")
     if values.type().is_floating():
-        whole = (values == values.floor()).all().execute()
+        whole = _value((values == values.floor()).all())
         return values.cast("int64") if whole else values.cast("string")
     text = values.cast("string")
     # 007 and +7 are not the whole number 7: they would not come back as they were.
     as_written = text == text.try_cast("int64").cast("string")
     numbers = as_written.fill_null(False)
-    if numbers.all().execute():
+    if _value(numbers.all()):
         return text.try_cast("int64")
-    if numbers.any().execute():
+    if _value(numbers.any()):
         report(f"{column} ids are of mixed types: all are kept as text")
     return text
 
@@ -161,25 +162,30 @@ def _time(raw: Any, source: Source) -> tuple[Any, str]:
 
     values = raw.time
     if values.type().is_timestamp() or values.type().is_date():
-        return values.cast("timestamp").epoch_microseconds(), "us"
+        return _microseconds(values.cast("timestamp")), "us"
     if values.type().is_integer():
-        return values.cast("int64"), _unit(int(values.max().execute()))
+        return values.cast("int64"), _unit(_value(values.max()))
     number = values.try_cast("float64")
-    if number.notnull().all().execute():
+    if _value(number.notnull().all()):
         whole = values.try_cast("int64")
-        if not (number == number.floor()).all().execute():
+        if not _value((number == number.floor()).all()):
             return (number * 1_000_000).round().cast("int64"), "us"
         exact = ibis.coalesce(whole, number.cast("int64"))
-        return exact, _unit(int(exact.max().execute()))
+        return exact, _unit(_value(exact.max()))
     moment = values.cast("string").try_cast("timestamp")
-    bad = raw.filter(moment.isnull() if number.isnull().all().execute() else number.isnull())
+    bad = raw.filter(moment.isnull() if _value(number.isnull().all()) else number.isnull())
     if _count(bad):
-        first = bad.order_by("row").select("time", "row").limit(1).execute()
+        (first,) = bad.order_by("row").select("time", "row").limit(1).to_pyarrow().to_pylist()
         raise InputError(
-            f"{_name(source)}: the time {first['time'][0]!r} {_row(source, int(first['row'][0]))} is"
+            f"{_name(source)}: the time {first['time']!r} {_row(source, first['row'])} is"
             " neither a number nor an ISO date; mend it or choose another --time-column"
         )
-    return moment.epoch_microseconds(), "us"
+    return _microseconds(moment), "us"
+
+
+def _microseconds(moment: Any) -> Any:
+    """A timestamp column as int64 microseconds since 1970, UTC."""
+    return moment.truncate("s").epoch_seconds().cast("int64") * 1_000_000 + moment.microsecond()
 
 
 def _unit(newest: int) -> str:
@@ -194,7 +200,7 @@ def _refuse_nulls(raw: Any, column: str, source: Source) -> None:
     missing = raw.filter(raw[column].isnull())
     count = _count(missing)
     if count:
-        first = int(missing.row.min().execute())
+        first = _value(missing.row.min())
         raise InputError(
             f"{_name(source)}: {count:,} rows have no {column}, the first {_row(source, first)};"
             " remove them or fill them in"
@@ -352,8 +358,13 @@ def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+def _value(expression: Any) -> Any:
+    """A scalar expression's value. Through Arrow: `execute` would go through pandas."""
+    return expression.to_pyarrow().as_py()
+
+
 def _count(table: Any) -> int:
-    return int(table.count().execute())
+    return _value(table.count())
 
 
 def _name(source: Source) -> str:

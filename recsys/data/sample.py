@@ -1,12 +1,12 @@
 """The `sample` source: a store made by code from a seed, in Amazon 2018 format.
 
 Each department of the store is a path of stages (a first kit, tools, refills, upgrades) that begins
-again at its end. A shopper follows three departments in turn: two or three purchases in one, then as
-many in the next. In each they go on from the stage where they stopped, in steps of their own (one, two
-or three stages), with a favourite brand there and a price tier. So what comes next depends on how long
-they have been where they are, on the last purchase in the department whose turn it is, often far back,
-and on the step: much more than the last items alone tell. Interests change over the two years, items
-are launched on the way, and one purchase in twelve is a whim.
+again at its end. A shopper follows three departments in turn: two or three purchases in one, then
+as many in the next. In each they go on from the stage where they stopped, in steps of their own
+(one, two or three stages), with a favourite brand there and a price tier. So what comes next
+depends on how long they have been where they are, on the last purchase in the department whose turn
+it is, often far back, and on the step: much more than the last items alone tell. Interests change
+over the two years, items are launched on the way, and one purchase in twelve is a whim.
 """
 
 import gzip
@@ -36,46 +36,51 @@ TIERS = 2
 DEPARTMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "Coffee": (
         ("Halden", "Moka & Pine", "Brightwell", "Corvo", "Sundry Roasters"),
-        ("Pour-Over Starter Kit", "Paper Filters", "Hand Grinder", "Gooseneck Kettle", "Single Origin Beans",
-         "Brewing Scale", "Milk Frother", "Burr Grinder", "Espresso Maker", "Tamper", "Descaler",
-         "Barista Machine"),
+        ("Pour-Over Starter Kit", "Paper Filters", "Hand Grinder", "Gooseneck Kettle",
+         "Single Origin Beans", "Brewing Scale", "Milk Frother", "Burr Grinder", "Espresso Maker",
+         "Tamper", "Descaler", "Barista Machine"),
     ),
     "Hiking": (
         ("Northpeak", "Trailhound", "Ashfold", "Verdant", "Kestrel Ridge"),
         ("Daypack", "Merino Socks", "Trail Shoes", "Water Bottle", "Rain Jacket", "Trekking Poles",
-         "Headlamp", "Hiking Boots", "Sleeping Mat", "Camp Stove", "Two-Person Tent", "Touring Backpack"),
+         "Headlamp", "Hiking Boots", "Sleeping Mat", "Camp Stove", "Two-Person Tent",
+         "Touring Backpack"),
     ),
     "Baking": (
         ("Crumb & Co", "Old Mill", "Fennel", "Tartine House", "Levain"),
         ("Mixing Bowls", "Whisk Set", "Loaf Pan", "Bread Flour", "Dough Scraper", "Proofing Basket",
-         "Kitchen Thermometer", "Cake Rings", "Piping Set", "Stand Mixer", "Baking Stone", "Pasta Attachment"),
+         "Kitchen Thermometer", "Cake Rings", "Piping Set", "Stand Mixer", "Baking Stone",
+         "Pasta Attachment"),
     ),
     "Painting": (
         ("Umber", "Atelier Nord", "Lumen", "Saffron Studio", "Grayling"),
         ("Watercolour Set", "Round Brushes", "Cold-Press Paper", "Masking Tape", "Gouache Tubes",
-         "Table Easel", "Acrylic Set", "Stretched Canvas", "Palette Knives", "Oil Paints", "Studio Easel",
-         "Varnish"),
+         "Table Easel", "Acrylic Set", "Stretched Canvas", "Palette Knives", "Oil Paints",
+         "Studio Easel", "Varnish"),
     ),
     "Cycling": (
         ("Velora", "Ironwheel", "Pavé", "Switchback", "Loop"),
-        ("Helmet", "Tail Light", "Mini Pump", "Bottle Cage", "Cycling Gloves", "Saddle Bag", "Bike Computer",
-         "Bib Shorts", "Clipless Pedals", "Cycling Shoes", "Indoor Trainer", "Carbon Wheelset"),
+        ("Helmet", "Tail Light", "Mini Pump", "Bottle Cage", "Cycling Gloves", "Saddle Bag",
+         "Bike Computer", "Bib Shorts", "Clipless Pedals", "Cycling Shoes", "Indoor Trainer",
+         "Carbon Wheelset"),
     ),
     "Gardening": (
         ("Greenhollow", "Tilth", "Marrow & Vine", "Sproutwell", "Elmsworth"),
         ("Seed Trays", "Potting Mix", "Hand Trowel", "Watering Can", "Herb Seeds", "Pruning Shears",
-         "Raised Bed", "Tomato Cages", "Compost Bin", "Drip Irrigation Kit", "Grow Light", "Greenhouse"),
+         "Raised Bed", "Tomato Cages", "Compost Bin", "Drip Irrigation Kit", "Grow Light",
+         "Greenhouse"),
     ),
     "Home Audio": (
         ("Tonal", "Resonant", "Hallmark Sound", "Quarterwave", "Osprey Audio"),
-        ("In-Ear Headphones", "Audio Cable", "Bookshelf Speakers", "Speaker Stands", "Headphone Amplifier",
-         "Open-Back Headphones", "Turntable", "Record Brush", "Phono Preamp", "Subwoofer",
-         "Integrated Amplifier", "Streaming Player"),
+        ("In-Ear Headphones", "Audio Cable", "Bookshelf Speakers", "Speaker Stands",
+         "Headphone Amplifier", "Open-Back Headphones", "Turntable", "Record Brush", "Phono Preamp",
+         "Subwoofer", "Integrated Amplifier", "Streaming Player"),
     ),
     "Yoga": (
         ("Stillwater", "Asana Works", "Lotusleaf", "Evenbreath", "Solace"),
-        ("Yoga Mat", "Mat Towel", "Cork Blocks", "Strap", "Bolster", "Foam Roller", "Meditation Cushion",
-         "Resistance Bands", "Balance Board", "Pilates Ring", "Wheel", "Inversion Swing"),
+        ("Yoga Mat", "Mat Towel", "Cork Blocks", "Strap", "Bolster", "Foam Roller",
+         "Meditation Cushion", "Resistance Bands", "Balance Board", "Pilates Ring", "Wheel",
+         "Inversion Swing"),
     ),
 }  # fmt: skip
 STYLES = (
@@ -163,8 +168,8 @@ def _shop(random: np.random.Generator, store: _Store) -> list[tuple[int, int]]:
     liked = 1 / (2 + np.arange(departments))
     turn = random.choice(departments, 3, replace=False, p=liked / liked.sum()).tolist()
     famous = 1 / (2 + np.arange(brands))
-    brand = random.choice(brands, departments, p=famous / famous.sum())
-    reached = random.integers(stages, size=departments)
+    brand = np.asarray(random.choice(brands, departments, p=famous / famous.sum()))
+    reached = np.asarray(random.integers(stages, size=departments))
     step, stay, tier = random.integers(1, 4), random.integers(2, 4), random.integers(tiers)
     moment = random.uniform(0, DAYS * 0.7)
     bought: list[tuple[int, int]] = []

@@ -3,10 +3,10 @@
 A prepared data set is a folder:
 
     dataset.json       name, fingerprint, counts, time unit, source and settings
-    sequences.arrow    Arrow IPC, one record batch, a row a user: user (raw id), items (large_list<int32>),
-                       timestamps (large_list<int64>, absent when the log has no times)
-    items.parquet      a row an item, in order of item number: item (raw id), count, and title, brand,
-                       categories, text where the source has them
+    sequences.arrow    Arrow IPC, one record batch, a row a user: user (raw id), items
+                       (large_list<int32>), timestamps (large_list<int64>; not in a log without)
+    items.parquet      a row an item, in order of item number: item (raw id), count, and title,
+                       brand, categories, text where the source has them
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class SequenceDataset:
     offsets: np.ndarray
     """int64 [U+1]: user u owns items[offsets[u]:offsets[u+1]]."""
     timestamps: np.ndarray | None
-    """int64 [interactions] in `info["time_unit"]`, not falling within a user; None without times."""
+    """int64 [interactions] in `info["time_unit"]`, never falling in a user; None without times."""
     users: pa.Array
     """[U] raw user ids."""
     catalogue: pa.Table
@@ -67,7 +67,7 @@ class SequenceDataset:
         folder = Path(folder)
         try:
             info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(
                 f"{folder} is not a prepared data set: it has no dataset.json"
             ) from None
@@ -75,10 +75,15 @@ class SequenceDataset:
             raise InputError(
                 f"{folder / 'dataset.json'} is damaged: {error}; prepare it again"
             ) from None
-        if info.get("format") != FORMAT_VERSION:
+        found = info.get("format") if isinstance(info, dict) else None
+        if found != FORMAT_VERSION:
             raise InputError(
-                f"{folder} has data set format {info.get('format')!r}, this version reads"
+                f"{folder} has data set format {found!r}, this version reads"
                 f" {FORMAT_VERSION}; prepare it again"
+            )
+        if "fingerprint" not in info:
+            raise InputError(
+                f"{folder / 'dataset.json'} is damaged: it has no fingerprint; prepare it again"
             )
         try:
             with pa.memory_map(str(folder / "sequences.arrow")) as source:
@@ -93,6 +98,7 @@ class SequenceDataset:
             ) from None
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{folder} is damaged: {error}; prepare it again") from None
+        _check_columns(table, catalogue, str(folder))
         dataset = cls(**_columns(table), catalogue=catalogue, info=info)
         dataset.check(str(folder))
         return dataset
@@ -126,7 +132,7 @@ class SequenceDataset:
         return cls(items, offsets, timestamps, users, catalogue, info)
 
     def check(self, where: str) -> None:
-        """Refuse a data set whose parts do not fit together (files from outside are not trusted)."""
+        """Refuse a data set whose parts do not fit together: files from outside are not trusted."""
         lengths = np.diff(self.offsets)
         if len(self.offsets) < 2 or len(self.items) == 0:
             raise InputError(f"{where} holds no interactions")
@@ -136,11 +142,40 @@ class SequenceDataset:
             )
         if self.items.min() < 1 or self.items.max() > self.num_items:
             raise InputError(
-                f"{where} is damaged: item numbers run from {self.items.min()} to {self.items.max()},"
-                f" the catalogue from 1 to {self.num_items}; prepare it again"
+                f"{where} is damaged: item numbers run from {self.items.min()} to"
+                f" {self.items.max()}, the catalogue from 1 to {self.num_items}; prepare it again"
             )
         if self.timestamps is not None and len(self.timestamps) != len(self.items):
             raise InputError(f"{where} is damaged: it has not one time an item; prepare it again")
+
+
+def _check_columns(table: pa.Table, catalogue: pa.Table, where: str) -> None:
+    """Refuse tables whose buffers are not what `_columns` takes them for."""
+    wanted = {"items": pa.int32(), "timestamps": pa.int64()}
+    for name, kind in wanted.items():
+        if name == "timestamps" and name not in table.column_names:
+            continue
+        column = table[name] if name in table.column_names else pa.chunked_array([[]])
+        if not pa.types.is_large_list(column.type) or column.type.value_type != kind:
+            raise InputError(
+                f"{where} is damaged: sequences.arrow has no column {name} of large_list<{kind}>;"
+                " prepare it again"
+            )
+        if column.null_count or any(chunk.values.null_count for chunk in column.chunks):
+            raise InputError(f"{where} is damaged: {name} hold a null; prepare it again")
+    for file, columns, name in (
+        ("sequences.arrow", table.column_names, "user"),
+        ("items.parquet", catalogue.column_names, "item"),
+    ):
+        if name not in columns:
+            raise InputError(f"{where} is damaged: {file} has no column {name}; prepare it again")
+    if table.num_rows == 0:
+        raise InputError(f"{where} holds no interactions")
+    if "timestamps" in table.column_names and not all(
+        items.offsets.equals(times.offsets)
+        for items, times in zip(table["items"].chunks, table["timestamps"].chunks, strict=True)
+    ):
+        raise InputError(f"{where} is damaged: it has not one time an item; prepare it again")
 
 
 def _columns(table: pa.Table) -> dict:
@@ -155,27 +190,25 @@ def _columns(table: pa.Table) -> dict:
         "users": batch.column("user").chunk(0),
     }
     if "timestamps" in batch.column_names:
-        columns["timestamps"] = (
-            _view(batch.column("timestamps").chunk(0).values, np.int64)
-        )
+        columns["timestamps"] = _view(batch.column("timestamps").chunk(0).values, np.int64)
     return columns
 
 
 def _view(values: pa.Array, dtype: type) -> np.ndarray:
-    """The memory of an Arrow array without nulls. Arrow's own to_numpy would import pandas, 60 MB."""
-    flat = np.frombuffer(values.buffers()[1], dtype=dtype)
+    """The memory of an Arrow array without nulls. Arrow's to_numpy would import pandas, 60 MB."""
+    flat: np.ndarray = np.frombuffer(values.buffers()[1], dtype=dtype)
     return flat[values.offset : values.offset + len(values)]
 
 
 def fingerprint(
     items: np.ndarray, offsets: np.ndarray, timestamps: np.ndarray | None, raw_items: pa.Array
 ) -> str:
-    """SHA-256 over lengths, item numbers, times and raw item ids, independent of the file layout."""
+    """SHA-256 over lengths, item numbers, times and raw item ids, whatever the file layout."""
     digest = hashlib.sha256()
     digest.update(np.diff(offsets).astype("<i8").tobytes())
-    digest.update(memoryview(np.ascontiguousarray(items, dtype="<i4")))
+    digest.update(np.ascontiguousarray(items, dtype="<i4").data)
     if timestamps is not None:
-        digest.update(memoryview(np.ascontiguousarray(timestamps, dtype="<i8")))
+        digest.update(np.ascontiguousarray(timestamps, dtype="<i8").data)
     for raw in raw_items.to_pylist():
         digest.update(f"{raw}\n".encode())
     return digest.hexdigest()

@@ -85,7 +85,7 @@ def resolve(text: str, *, report: Report, columns: Columns = Columns()) -> Sourc
 
 
 def names() -> list[dict[str, Any]]:
-    """What `recsys data list` shows; `found` is the folder of the files, None where they are not here."""
+    """What `recsys data list` shows; `found` is the folder of the files, None without them."""
     entries: list[dict[str, Any]] = [
         {"name": "sample", "title": "a store made by code from a seed", "found": "built in"}
     ]
@@ -121,7 +121,7 @@ def names() -> list[dict[str, Any]]:
 
 
 def cache_dir() -> Path:
-    """Where downloads and prepared sources are kept: $RECSYS_CACHE, or the platform's cache folder."""
+    """Where downloads and prepared sources are: $RECSYS_CACHE, or the platform's cache folder."""
     if given := os.environ.get("RECSYS_CACHE"):
         return Path(given)
     if sys.platform == "darwin":
@@ -163,9 +163,8 @@ def _amazon(name: str, year: int, category: str | None, report: Report) -> Sourc
     if reviews_file is None:
         folder = cache_dir() / f"amazon-{year}"
         urls = [f"{AMAZON[year]}/{place}{file}" for place, file in zip(places, files, strict=True)]
-        reviews_file, meta_file = _fetched(
-            name, urls, [folder / file for file in files], None, report
-        )
+        targets = [folder / file for file in files]
+        reviews_file, meta_file = _fetched(name, urls, targets, " and ".join(files), report)
     return amazon.source(name, year, reviews_file, meta_file, report)
 
 
@@ -201,7 +200,7 @@ def _movielens(name: str, report: Report) -> Source:
 
 
 def _find(file: str, folder: str | None = None) -> Path | None:
-    """`file` or `file.gz` under $RECSYS_DATA or the cache, in a folder called `folder` if that is said."""
+    """`file` or `file.gz` under $RECSYS_DATA or the cache, in a folder called `folder` if said."""
     roots = [Path(root) for root in [os.environ.get("RECSYS_DATA")] if root] + [cache_dir()]
     for root in roots:
         for depth in range(DEEPEST + 1):
@@ -239,9 +238,12 @@ def _extract(archive: Path, folder: Path, file: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{file}.part"
     try:
-        with zipfile.ZipFile(archive) as parts, parts.open(f"{folder.name}/{file}") as member:
-            with aside.open("wb") as out:
-                shutil.copyfileobj(member, out)
+        with (
+            zipfile.ZipFile(archive) as parts,
+            parts.open(f"{folder.name}/{file}") as member,
+            aside.open("wb") as out,
+        ):
+            shutil.copyfileobj(member, out)
     except (zipfile.BadZipFile, KeyError) as error:
         raise WorkError(f"{archive} is not the archive that was expected: {error}") from None
     os.replace(aside, folder / file)

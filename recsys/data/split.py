@@ -27,14 +27,17 @@ class SplitConfig:
     """Under global_time, the share of all interactions in the test window, in (0, 1)."""
 
     def __post_init__(self) -> None:
-        if min(self.valid_share, self.test_share) <= 0 or self.valid_share + self.test_share >= 1:
+        if not (
+            self.valid_share > 0 and self.test_share > 0 and self.valid_share + self.test_share < 1
+        ):
             raise InputError(
-                "split.valid_share and split.test_share must be above 0 and add up to less than 1, got"
-                f" {self.valid_share} and {self.test_share}"
+                "split.valid_share and split.test_share must be above 0 and add up to less than 1,"
+                f" got {self.valid_share} and {self.test_share}"
             )
         if self.kind == "leave_one_out" and self.target != "last":
             raise InputError(
-                f"split.target={self.target} needs split.kind=global_time; leave_one_out has one target"
+                f"split.target={self.target} needs split.kind=global_time; leave_one_out has one"
+                " target"
             )
 
 
@@ -84,8 +87,9 @@ def split(dataset: SequenceDataset, config: SplitConfig) -> Split:
         if len(queries) == 0:
             raise InputError(
                 f"{dataset.name}: no user is left for {name} under {config.kind}"
-                f" ({len(dataset)} users, {len(dataset.items)} interactions); leave_one_out needs users"
-                " with at least 3 interactions, global_time users with some before the window and in it"
+                f" ({len(dataset)} users, {len(dataset.items)} interactions); leave_one_out needs"
+                " users with at least 3 interactions, global_time users with some before the window"
+                " and in it"
             )
     if not (parts.train.end - parts.train.start >= 2).any():
         raise InputError(

@@ -47,7 +47,7 @@ class Evaluation:
         }
 
     def with_intervals(self, ks: Sequence[int], seed: int = 0) -> dict[str, dict[str, object]]:
-        """{"hr@10": {"value": x, "ci95": [lo, hi]}, ...}; the interval is a bootstrap over users."""
+        """{"hr@10": {"value": x, "ci95": [lo, hi]}, ...}; intervals are a bootstrap over users."""
         values = self.metrics(ks)
         samples = self._resampled(ks, seed)
         low, high = np.quantile(samples, [0.025, 0.975], axis=0)
@@ -75,12 +75,7 @@ class Evaluation:
             return (
                 random.multinomial(len(users), count / len(users), RESAMPLES) @ table / len(users)
             )
-        sums = np.zeros((len(users), values.shape[1] + 1))
-        np.add.at(sums, place, np.column_stack([values, np.ones(len(values))]))
-        drawn = (
-            sums[random.integers(len(users), size=len(users))].sum(axis=0) for _ in range(RESAMPLES)
-        )
-        return np.stack([total[:-1] / total[-1] for total in drawn])
+        return _means_of_drawn_users(values, place, random)
 
 
 @torch.inference_mode()
@@ -109,7 +104,7 @@ def evaluate(
 def evaluate_through(
     retriever: Retriever, dataset: SequenceDataset, queries: Queries, seen: Seen, k: int
 ) -> Evaluation:
-    """Ranks from the retriever's own first k answers; a target that is not among them has rank V."""
+    """Ranks from the retriever's own first k answers; a target not among them has rank V."""
     rank_Q = torch.full((len(queries),), dataset.num_items, dtype=torch.int64)
     for rows, batch in query_batches(dataset, queries, 1024, retriever.max_len):
         pairs = _seen_pairs(dataset, queries, rows, "cpu") if seen == "mask" else None
@@ -129,12 +124,8 @@ def paired_difference(
         raise InputError("the two evaluations are not over the same targets")
     random = np.random.default_rng(seed)
     difference = other.values(ks) - one.values(ks)
-    users, place = np.unique(one.user_Q, return_inverse=True)
-    sums = np.zeros((len(users), difference.shape[1]))
-    np.add.at(sums, place, difference)
-    drawn = np.stack(
-        [sums[random.integers(len(users), size=len(users))].mean(axis=0) for _ in range(RESAMPLES)]
-    ) * (len(users) / len(difference))
+    _, place = np.unique(one.user_Q, return_inverse=True)
+    drawn = _means_of_drawn_users(difference, place, random)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return {
         name: {
@@ -143,6 +134,21 @@ def paired_difference(
         }
         for i, name in enumerate(one.metrics(ks))
     }
+
+
+def _means_of_drawn_users(
+    values: np.ndarray, place: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """[RESAMPLES, metrics] means over the targets of users drawn with replacement.
+
+    values float64 [Q, metrics]; place int64 [Q], the user of each target, counted from 0.
+    """
+    users = int(place.max()) + 1
+    # The last column counts targets: users have different numbers of them.
+    sums = np.zeros((users, values.shape[1] + 1))
+    np.add.at(sums, place, np.column_stack([values, np.ones(len(values))]))
+    drawn = (sums[random.integers(users, size=users)].sum(axis=0) for _ in range(RESAMPLES))
+    return np.stack([total[:-1] / total[-1] for total in drawn])
 
 
 def check_ks(ks: Sequence[int]) -> tuple[int, ...]:

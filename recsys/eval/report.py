@@ -42,10 +42,11 @@ def evaluate_run(
     dataset: SequenceDataset | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """The contents of metrics.json for a run. `dataset` stands in where the prepared folder has moved.
+    """The contents of metrics.json for a run. `dataset` stands in where the prepared folder has
+    moved.
 
-    Raises InputError where the data is not what the run was trained on, or where a refit run is asked
-    about the valid targets that it has learned from.
+    Raises InputError where the data is not what the run was trained on, or where a refit run is
+    asked about the valid targets that it has learned from.
     """
     run, ks = Path(run), check_ks(ks)
     config = read_json(run / CONFIG)

@@ -1,1 +1,1 @@
-"""Pure functions on tensors, one folder an operation: a reference, and faster forms held against it."""
+"""Pure functions on tensors, one folder an operation: a reference, and faster forms of it."""

@@ -30,7 +30,7 @@ class Pairs:
 
 
 class Recommender(nn.Module):
-    """Anything that scores a catalogue for a history. Built as MODEL(MODEL.Config(...), num_items)."""
+    """Anything that scores a catalogue for a history; built as MODEL(MODEL.Config(), num_items)."""
 
     Config: ClassVar[type]
     """Frozen dataclass of the settings named model.* on the command line."""

@@ -91,7 +91,8 @@ def _count_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(keys source * rows + target, summed weights) over all pairs within the window."""
     user = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    keys, weights = np.empty(0, dtype=np.int64), np.empty(0)
+    keys: np.ndarray = np.empty(0, dtype=np.int64)
+    weights: np.ndarray = np.empty(0)
     for distance in range(1, config.window + 1):
         pair = (user[:-distance] == user[distance:]) & (items[:-distance] != items[distance:])
         key = items[:-distance][pair].astype(np.int64) * rows + items[distance:][pair]

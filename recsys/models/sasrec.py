@@ -40,7 +40,8 @@ class SASRec(SequenceModel):
                 raise InputError(f"model sizes must be at least 1, got {self}")
             if self.dim % self.num_heads:
                 raise InputError(
-                    f"model.dim must be a multiple of model.num_heads, got {self.dim} and {self.num_heads}"
+                    f"model.dim must be a multiple of model.num_heads, got {self.dim} and"
+                    f" {self.num_heads}"
                 )
             if not 0 <= self.dropout < 1:
                 raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")

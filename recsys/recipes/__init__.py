@@ -1,4 +1,5 @@
-"""Recipes: a run is a function that returns a RunConfig; its measured numbers stand in its docstring.
+"""Recipes: a run is a function that returns a RunConfig; its measured numbers stand in its
+docstring.
 
 Found by file name: `recsys train --recipe NAME` calls recsys.recipes.NAME.recipe(). A recipe that
 carries a number is not changed any more; a change is a new recipe.

@@ -38,7 +38,8 @@ class Index:
     """Coordinates behind the vectors' own (HNSW has one; see `build_index`)."""
 
     def search(self, query_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """([B, k] int64 items, best first, 0 where there are no more; [B, k] float32 inner products).
+        """([B, k] int64 items, best first, 0 where there are no more; [B, k] float32 inner
+        products).
 
         query_BD float32 [B, D].
         """
@@ -48,10 +49,8 @@ class Index:
             )
         k = min(k, self.faiss_index.ntotal)
         if self.kind == "hnsw":
-            import faiss
-
             # A search that keeps fewer candidates than it returns would come back short.
-            wide = faiss.SearchParametersHNSW(efSearch=max(HNSW_SEARCH, 2 * k))
+            wide = _faiss().SearchParametersHNSW(efSearch=max(HNSW_SEARCH, 2 * k))
             scores_BK, position_BK = self.faiss_index.search(
                 np.ascontiguousarray(query_BD), k, params=wide
             )
@@ -64,8 +63,9 @@ def build_index(item_vectors: np.ndarray, kind: str) -> Index:
     """An index over item_vectors float32 [V, D], row i-1 for item i, by inner product.
 
     HNSW walks a graph of near neighbours, which maximum inner product is not. One more coordinate,
-    sqrt(R^2 - |v|^2) with R the longest norm, makes all items equally long (Bachrach et al. 2014): the
-    graph then has neighbours by angle, and with 0 in that place a query's products stay what they were.
+    sqrt(R^2 - |v|^2) with R the longest norm, makes all items equally long (Bachrach et al. 2014):
+    the graph then has neighbours by angle, and with 0 in that place a query's products stay what
+    they were.
     """
     if kind not in KINDS:
         raise InputError(
@@ -118,7 +118,7 @@ def build_run_index(run: Path, kind: str) -> dict[str, Any]:
 
 
 def load_index(run: Path) -> Index:
-    """The index of a run. Raises InputError where there is none, it is damaged, or of other weights."""
+    """The index of a run. InputError if there is none, or it is damaged or of other weights."""
     if not (run / INDEX).is_file():
         raise InputError(f"{run} has no index: build one with `recsys index {run} --type hnsw`")
     facts = read_json(run / FACTS)

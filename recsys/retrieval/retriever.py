@@ -99,8 +99,8 @@ class Retriever:
         """The k best items after a history of raw ids, oldest first.
 
         Unknown ids of the history are skipped and reported, those of `exclude` do not matter. A
-        history without a known item is answered by popularity, and marked so. Fewer than k items come
-        back only when the catalogue holds no more.
+        history without a known item is answered by popularity, and marked so. Fewer than k items
+        come back only when the catalogue holds no more.
         """
         (found,) = self.recommend_batch([history], k, exclude=exclude, exclude_seen=exclude_seen)
         return found
@@ -134,7 +134,8 @@ class Retriever:
     def recommend_items(
         self, batch: Batch, k: int, *, seen: tuple[Tensor, Tensor] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """([B, k] int64 item numbers, best first, 0 where there are no more; [B, k] float32 scores).
+        """([B, k] int64 item numbers, best first, 0 where there are no more; [B, k] float32
+        scores).
 
         `seen` are (row, item) pairs that must not come back. The batch is scored in one block.
         """
@@ -156,7 +157,8 @@ class Retriever:
     def _encode(self, history: Sequence[Any]) -> tuple[list[int], list[Any]]:
         if isinstance(history, str | bytes) or not isinstance(history, Sequence | np.ndarray):
             raise InputError(
-                f"a history is a list of item ids, oldest first; got {type(history).__name__} {history!r}"
+                "a history is a list of item ids, oldest first; got"
+                f" {type(history).__name__} {history!r}"
             )
         if isinstance(history, np.ndarray):
             history = history.tolist()
@@ -175,7 +177,7 @@ class Retriever:
         rows = [row for row, items in enumerate(masked) for _ in items]
         seen = (
             torch.tensor(rows, dtype=torch.int64),
-            torch.tensor(sum(masked, []), dtype=torch.int64),
+            torch.tensor([item for items in masked for item in items], dtype=torch.int64),
         )
         return self.recommend_items(batch, k, seen=seen)
 

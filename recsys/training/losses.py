@@ -58,7 +58,7 @@ class SampledSoftmax:
     per_pair: bool = False
     """Draw separate negatives for each pair instead of one set for the batch."""
     log_q: bool = True
-    """Subtract the log of the sampling rate from each logit: the loss then estimates the full one."""
+    """Subtract the log of the sampling rate from each logit, to estimate the full softmax."""
     temperature: float = 1.0
     """Scores are divided by it before the softmax; above 0."""
 

@@ -29,8 +29,8 @@ class NextItem:
     generator: torch.Generator
     """Where negatives are drawn from; the trainer saves the default generator's state."""
     dtype: torch.dtype
-    """Of matrix products. On a CPU bfloat16 serves the loss alone: the model's own products are small
-    there, gain little, and leave a compiled kernel in memory for every shape they meet."""
+    """Of matrix products. On a CPU bfloat16 serves the loss alone: the model's own products are
+    small there, gain little, and leave a compiled kernel in memory for every shape they meet."""
 
     def __call__(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """([] loss, {"pairs": N})."""

@@ -224,8 +224,8 @@ class Trainer:
             where = f"step {at.step}" if first >= at.step else f"steps {first} to {at.step}"
             raise WorkError(
                 f"the loss is not a number at {where} (epoch {at.epoch + 1}, batch {at.batch});"
-                " try a lower trainer.lr, trainer.warmup_steps or trainer.precision=float32. The best weights"
-                " and the last state are kept"
+                " try a lower trainer.lr, trainer.warmup_steps or trainer.precision=float32. The"
+                " best weights and the last state are kept"
             )
         self.progress.loss_sum += total
 

@@ -1,0 +1,188 @@
+"""Named sources: parsers on the publishers' formats, and where files are looked for."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from recsys.data import sources
+from recsys.data.amazon import read_items
+from recsys.data.prepare import prepare
+from recsys.errors import InputError, WorkError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    monkeypatch.setenv("RECSYS_DATA", str(folder))
+    return folder
+
+
+def gz(path: Path, lines: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode()))
+    return path
+
+
+def prepared(name: str, tmp_path: Path, said: list[str] | None = None):
+    report = (said if said is not None else []).append
+    return prepare(sources.resolve(name, report=report), tmp_path / "out", report=report)
+
+
+def test_amazon_2014_reads_python_literals_and_runs_nothing(shelf, tmp_path):
+    reviews = [
+        json.dumps({"reviewerID": f"U{u}", "asin": asin, "unixReviewTime": 1_300_000_000 + u})
+        for u in range(3)
+        for asin in ("B1", "B2")
+    ]
+    gz(shelf / "deep" / "reviews_Beauty_5.json.gz", reviews)
+    gz(
+        shelf / "deep" / "meta_Beauty.json.gz",
+        [
+            "{'asin': 'B1', 'title': 'Rose &amp; Oil', 'brand': 'O\\'Neil',"
+            " 'categories': [['Beauty', 'Skin'], ['Beauty']]}",
+            "__import__('pathlib').Path('ran').write_text('x')",
+            '{"asin": "B2", "title": "<b>Comb</b>"}',
+            "not a line at all (",
+        ],
+    )
+    said: list[str] = []
+    dataset = prepared("amazon", tmp_path, said)
+    rows = dataset.catalogue.to_pylist()
+    assert rows[0]["title"] == "Rose & Oil"
+    assert rows[0]["brand"] == "O'Neil"
+    assert rows[0]["categories"] == ["Beauty", "Skin"]
+    assert rows[1]["title"] == "Comb"
+    assert any("2 lines could not be read" in text for text in said)
+    assert not Path("ran").exists()
+
+
+def test_amazon_2023_has_times_in_ms_and_a_5_core(shelf, tmp_path):
+    lines = [
+        json.dumps(
+            {
+                "user_id": f"U{u}",
+                "parent_asin": f"B{i}",
+                "timestamp": 1_600_000_000_000 + u * 10 + i,
+            }
+        )
+        for u in range(6)
+        for i in range(5)
+    ]
+    gz(
+        shelf / "All_Beauty.jsonl.gz",
+        [*lines, json.dumps({"user_id": "U9", "parent_asin": "B1", "timestamp": 1})],
+    )
+    gz(
+        shelf / "meta_All_Beauty.jsonl.gz",
+        [json.dumps({"parent_asin": "B3", "title": "Soap", "store": "S"})],
+    )
+    dataset = prepared("amazon2023:All_Beauty", tmp_path)
+    assert (len(dataset), dataset.num_items, len(dataset.items)) == (6, 5, 30)
+    assert dataset.info["time_unit"] == "ms"
+    assert dataset.catalogue["title"].to_pylist() == [None, None, None, "Soap", None]
+    assert dataset.catalogue["brand"].to_pylist()[3] == "S"
+
+
+def test_reviews_without_a_meta_file_train_without_titles(shelf, tmp_path):
+    gz(
+        shelf / "Music_5.json.gz",
+        [json.dumps({"reviewerID": "U", "asin": "B", "unixReviewTime": 5})],
+    )
+    said: list[str] = []
+    assert "title" not in prepared("amazon2018:Music", tmp_path, said).catalogue.column_names
+    assert any("no meta file" in text for text in said)
+
+
+def test_a_script_instead_of_a_title_is_no_title(tmp_path):
+    meta = gz(
+        tmp_path / "meta.json.gz",
+        [json.dumps({"asin": "B", "title": "var aPageStart = (new Date())"})],
+    )
+    assert read_items(meta, print)["title"].to_pylist() == [None]
+
+
+def test_movielens_files_are_told_apart_by_their_folder(shelf, tmp_path):
+    (shelf / "ml-20m").mkdir()
+    (shelf / "ml-latest-small").mkdir()
+    (shelf / "ml-20m" / "ratings.csv").write_text(
+        "userId,movieId,rating,timestamp\n1,50,3,9\n1,51,3,9\n"
+    )
+    (shelf / "ml-latest-small" / "ratings.csv").write_text(
+        "userId,movieId,rating,timestamp\n7,8,3,9\n"
+    )
+    (shelf / "ml-latest-small" / "movies.csv").write_text(
+        'movieId,title,genres\n8,"Matrix, The (1999)",Action|Sci-Fi\n'
+    )
+    small = prepared("movielens-latest-small", tmp_path)
+    assert small.catalogue.to_pylist() == [
+        {
+            "item": 8,
+            "count": 1,
+            "title": "The Matrix (1999)",
+            "categories": ["Action", "Sci-Fi"],
+            "text": "The Matrix (1999). Action, Sci-Fi",
+        }
+    ]
+    assert prepared("movielens-20m", tmp_path).num_items == 2
+
+
+def test_names_and_paths_that_are_neither_get_a_suggestion():
+    with pytest.raises(InputError, match="did you mean 'movielens-100k'"):
+        sources.resolve("movielens100k", report=print)
+    with pytest.raises(InputError, match="did you mean 'sports'"):
+        sources.resolve("amazon:sport", report=print)
+    with pytest.raises(InputError, match="needs a category"):
+        sources.resolve("amazon2018", report=print)
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("movielens-100k", "u.data and u.item into a folder ml-100k"),
+        ("amazon:toys", "reviews_Toys_and_Games_5.json.gz and meta_Toys_and_Games.json.gz"),
+        ("amazon2023:All_Beauty", "All_Beauty.jsonl.gz and meta_All_Beauty.jsonl.gz"),
+    ],
+)
+def test_a_failed_download_says_what_to_put_where(shelf, monkeypatch, name, files):
+    nowhere = "http://127.0.0.1:9"
+    monkeypatch.setattr(sources, "GROUPLENS", nowhere)
+    monkeypatch.setattr(sources, "AMAZON", dict.fromkeys(sources.AMAZON, nowhere))
+    with pytest.raises(WorkError, match=rf"put {re.escape(files)} in (.|\n)*--data sample"):
+        sources.resolve(name, report=print)
+
+
+def test_the_list_names_every_source_and_where_it_is(shelf):
+    (shelf / "ml-100k").mkdir()
+    (shelf / "ml-100k" / "u.data").write_text("")
+    found = {entry["name"]: entry["found"] for entry in sources.names()}
+    assert found["movielens-100k"] == str(shelf / "ml-100k")
+    assert found["amazon:toys"] is None
+    assert len(found) == 1 + 4 + 25 + 2
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "title"),
+    [
+        ("amazon2018:Gift_Cards", (458, 148, 2_969), "Gift Card"),
+        ("movielens-100k", (943, 1_682, 100_000), "(19"),
+        ("movielens-1m", (6_040, 3_416, 999_611), "(19"),
+        ("movielens-latest-small", (671, 9_066, 100_004), "("),
+    ],
+)
+def test_real_files_have_their_published_counts_and_titles(
+    real_data, tmp_path, name, counts, title
+):
+    dataset = prepared(name, tmp_path)
+    assert (len(dataset), dataset.num_items, len(dataset.items)) == counts
+    titles = dataset.catalogue["title"].to_pylist()
+    assert sum(title in (text or "") for text in titles) > 0.5 * len(titles)

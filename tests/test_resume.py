@@ -1,0 +1,303 @@
+"""Stopping a training and going on: in the end nothing tells it from one that was never stopped."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.checkpoint import STATE, read_tensors
+from recsys.cli import main
+from recsys.training.watch import FolderWatcher
+
+SETTINGS = {
+    "model.dim": 8,
+    "model.num_layers": 1,
+    "model.max_len": 8,
+    "model.dropout": 0.3,
+    "loss.name": "bce",
+    "trainer.batch_size": 8,
+    "trainer.epochs": 20,
+    "trainer.patience": 0,
+    "trainer.schedule": "cosine",
+    "trainer.save_every_seconds": 0,
+}
+STEPS_AN_EPOCH = 5
+WORDS = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
+CLOCK = {"seconds", "interactions_per_second", "valid_seconds", "peak_rss_mb"}
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+def recsys(*words: object) -> Answer:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
+        main([str(word) for word in words])
+    return Answer(int(left.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def beside(*words: object, code: str = "") -> "subprocess.Popen[str]":
+    """The command in a process of its own; `code` runs in it before."""
+    script = f"import sys\n{code}\nfrom recsys.cli import main\nmain(sys.argv[1:])"
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def training(data: Path, out: Path, *more: object) -> list[object]:
+    place = ["--data", data, "--out", out, "--device", "cpu", "--seed", 3]
+    return ["train", "--model", "sasrec", *place, *WORDS, *more]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """All that a run leaves, without what a clock decides."""
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    metrics = json.loads((run / "metrics.json").read_text())
+    return {
+        "weights": hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest(),
+        "items": pq.read_table(run / "items.parquet").to_pylist(),
+        "metrics": {name: value for name, value in metrics.items() if name not in CLOCK},
+        "history": [{key: line[key] for key in line.keys() - CLOCK} for line in lines],
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def log(path: Path, shift: int = 1) -> Path:
+    rows = (
+        f"u{user},i{(user + step * shift) % 20},{step}\n" for user in range(40) for step in range(8)
+    )
+    path.write_text("user,item,time\n" + "".join(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    recsys("data", "prepare", log(folder / "log.csv"), "--out", folder / "data")
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path) -> Path:
+    """A run that was not stopped."""
+    run = data.with_name("whole")
+    assert recsys(*training(data, run)).code == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole_refit(data: Path) -> Path:
+    run = data.with_name("refit")
+    assert recsys(*training(data, run, "--refit")).code == 0
+    return run
+
+
+SLOW = """
+import time
+from recsys.training import watch
+watch.FolderWatcher.batch = lambda *arguments: time.sleep(0.05)
+"""
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(data: Path, whole: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    process = beside(*training(data, run), code=SLOW)
+    deadline = time.monotonic() + 120
+    while not (run / "history.jsonl").is_file() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode in (1, 130), err
+    assert "Traceback" not in err
+    assert f"--resume --out {run}" in err.splitlines()[-1]
+    assert out == ""
+    assert not (run / "metrics.json").exists()
+    assert recsys("train", "--resume", "--out", run, "--device", "cpu").code == 0
+    assert outcome(run) == outcome(whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, STEPS_AN_EPOCH), (signal.SIGINT, STEPS_AN_EPOCH + 2)],
+)
+def test_a_signal_stops_after_the_step_and_loses_nothing(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals, step: int,
+):  # fmt: skip
+    batch, handler = FolderWatcher.batch, signal.getsignal(number)
+
+    def signalled(self: FolderWatcher, progress: Any, num_batches: int) -> None:
+        batch(self, progress, num_batches)
+        if progress.step == step:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderWatcher, "batch", signalled)
+        answer = recsys(*training(data, tmp_path))
+    assert (answer.code in (1, 130), answer.out) == (True, "")
+    assert read_tensors(tmp_path / STATE)[1]["progress"]["step"] == step
+    assert signal.getsignal(number) is handler
+    assert recsys("train", "--resume", "--out", tmp_path, "--device", "cpu").code == 0
+    assert outcome(tmp_path) == outcome(whole)
+
+
+KILLED = """
+import os, signal
+from recsys import checkpoint
+from recsys.training import watch
+save, replace = watch.FolderWatcher.save, os.replace
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def save_and_die(self, tensors, meta):
+    last = (self.stage, meta["epoch"], meta["batch"]) == {last}
+    if last and {half}:
+        checkpoint.os.replace = die
+    save(self, tensors, meta)
+    if last:
+        die()
+
+watch.FolderWatcher.save = save_and_die
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "half"),
+    [
+        (("train", 7, 3), True),
+        (("train", 20, 0), False),
+        (("refit", 0, 1), False),
+    ],
+)
+def test_a_killed_training_goes_on_from_its_last_state(
+    data: Path, whole_refit: Path, tmp_path: Path, last: tuple[str, int, int], half: bool
+):
+    code = KILLED.format(last=last, half=half)
+    process = beside(*training(data, tmp_path, "--refit"), code=code)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, err
+    progress = read_tensors(tmp_path / STATE)[1]["progress"]
+    assert ((progress["epoch"], progress["batch"]) == last[1:]) == (not half)
+    answer = recsys("train", "--resume", "--out", tmp_path, "--device", "cpu")
+    assert answer.code == 0
+    assert outcome(tmp_path) == outcome(whole_refit)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("lost", [["state"], ["state", "history.jsonl", "items.parquet"], []])
+def test_a_run_that_was_cut_between_its_files_goes_on(
+    whole: Path, tmp_path: Path, lost: list[str]
+):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for name in ["metrics.json", *lost]:
+        shutil.rmtree(run / name) if name == "state" else (run / name).unlink()
+    assert recsys("train", "--resume", "--out", run, "--device", "cpu").code == 0
+    assert outcome(run) == outcome(whole)
+
+
+def test_a_complete_run_says_so_and_stays_as_it_is(whole: Path):
+    before = contents(whole)
+    answer = recsys("train", "--resume", "--out", whole, "--json")
+    assert answer.code == 0
+    assert "is complete already" in answer.err
+    assert json.loads(answer.out)["metrics"]["hr@10"]["value"] > 0
+    assert {**contents(whole), "training.png": b""} == {**before, "training.png": b""}
+
+
+def test_a_run_is_not_begun_twice_without_resume(data: Path, whole: Path):
+    before = contents(whole)
+    answer = recsys(*training(data, whole))
+    assert answer.code == 2
+    assert "go on with --resume, or choose another --out" in answer.err
+    assert contents(whole) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "model.dim=16"], "model.dim was 8, is 16"),
+        (["--set", "trainer.lr=0.5"], "trainer.lr was 0.001, is 0.5"),
+        (["--set", "loss.name=gbce"], "loss.name was bce, is gbce"),
+        (["--seed", 4], "seed was 3, is 4"),
+        (["--refit"], "refit was False, is True"),
+        (["--model", "popular"], "model.name was sasrec, is popular"),
+    ],
+)
+def test_other_settings_are_refused_by_name(whole: Path, words: list[object], message: str):
+    before = contents(whole)
+    answer = recsys("train", "--resume", "--out", whole, *words)
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
+    assert contents(whole) == before
+
+
+def test_settings_said_again_are_no_other_settings(data: Path, whole: Path):
+    assert recsys(*training(data, whole, "--resume")).code == 0
+
+
+def test_other_data_is_refused(data: Path, whole: Path, tmp_path: Path):
+    recsys("data", "prepare", log(tmp_path / "log.csv", shift=3), "--out", tmp_path / "other")
+    before = contents(whole)
+    answer = recsys("train", "--resume", "--out", whole, "--data", tmp_path / "other")
+    assert answer.code == 2
+    assert "dataset.fingerprint was" in answer.err
+    assert contents(whole) == before
+
+
+def test_data_that_has_moved_is_named(data: Path, whole: Path, tmp_path: Path):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(whole, run)
+    shutil.copytree(data, moved)
+    config = json.loads((run / "config.json").read_text())
+    config["dataset"]["path"] = str(tmp_path / "gone")
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "metrics.json").unlink()
+    answer = recsys("train", "--resume", "--out", run)
+    assert answer.code == 2
+    assert str(tmp_path / "gone") in answer.err
+    assert recsys("train", "--resume", "--out", run, "--data", moved, "--device", "cpu").code == 0
+    assert outcome(run) == outcome(whole)
+
+
+@pytest.mark.parametrize("make", [lambda run: None, Path.mkdir, Path.touch])
+def test_what_is_no_run_cannot_be_resumed(tmp_path: Path, make: Callable[[Path], None]):
+    run = tmp_path / "run"
+    make(run)
+    before = [*tmp_path.rglob("*")]
+    answer = recsys("train", "--resume", "--out", run)
+    assert (answer.code, answer.out) == (2, "")
+    assert str(run) in answer.err
+    assert [*tmp_path.rglob("*")] == before
+
+
+def test_resume_needs_to_know_which_run():
+    answer = recsys("train", "--model", "sasrec", "--data", "sample", "--resume")
+    assert answer.code == 2
+    assert "--resume needs --out" in answer.err
