@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from recsys.errors import InputError, WorkError
+from recsys.errors import InputError, Interrupted, WorkError
 
 app = typer.Typer(
     help="Sequential recommendation: from a raw interaction log to a retriever inside a service.",
@@ -286,6 +286,9 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error, 2)
     except (WorkError, OSError) as error:
         _fail(error, 1)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(1)
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -1,4 +1,4 @@
-"""The two errors a user meets: bad input (exit code 2) and work that failed (exit code 1)."""
+"""How work ends early: bad input (exit code 2), a failure or a stop on request (exit code 1)."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class InputError(ValueError):
 
 class WorkError(RuntimeError):
     """The work itself failed: a loss that is not a number, a full disk, a cut download."""
+
+
+class Interrupted(Exception):
+    """The work was stopped on request, after saving what is needed to go on."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

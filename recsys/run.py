@@ -17,18 +17,18 @@ import torch
 from recsys import checkpoint
 from recsys.config import parse_settings, to_dict
 from recsys.data.interactions import Columns, Source
-from recsys.data.loader import TrainLoader, flat_positions
+from recsys.data.loader import TrainLoader, flat_positions, windows
 from recsys.data.prepare import DataConfig
 from recsys.data.sequences import SequenceDataset
 from recsys.data.split import Histories, Split, split
-from recsys.errors import InputError
+from recsys.errors import InputError, Interrupted
 from recsys.eval.evaluator import evaluate as evaluate_model
 from recsys.eval.report import evaluate_run as evaluate
 from recsys.eval.report import fit_counting
 from recsys.models.base import CountingModel, model_class
 from recsys.settings import RunConfig, configure, metric_cutoff, saved_config
 from recsys.training.objectives import next_item
-from recsys.training.trainer import Trainer, precision
+from recsys.training.trainer import Trainer, peak_rss_mb, precision
 from recsys.training.watch import (
     FolderWatcher,
     PlainReporter,
@@ -206,8 +206,13 @@ def train_run(
     if issubclass(model_class(config.model_name), CountingModel):
         _count(config, dataset, parts, run)
     else:
-        with stop_on_signals(reporter) as stop:
-            _Learning(config, dataset, parts, run, accelerator, reporter, stop).learn()
+        try:
+            with stop_on_signals(reporter) as stop:
+                _Learning(config, dataset, parts, run, accelerator, reporter, stop).learn()
+        except Interrupted:
+            raise Interrupted(
+                f"stopped, nothing is lost: go on with `recsys train --resume --out {run}`"
+            ) from None
         accelerator.free_memory()  # the evaluation loads the weights anew
     accelerator.wait_for_everyone()
     result = evaluate(run, dataset=dataset, device=device)
@@ -314,7 +319,8 @@ def _count(config: RunConfig, dataset: SequenceDataset, parts: Split, run: Path)
         "loss": None,
         "seconds": seconds,
         "interactions": interactions,
-        "interactions_per_second": interactions / seconds,
+        "interactions_per_second": round(interactions / seconds, 1),
+        "peak_rss_mb": peak_rss_mb(),
     }
     checkpoint.write_lines(run / checkpoint.HISTORY, [record])
 
@@ -371,11 +377,14 @@ class _Learning:
         config, accelerator = self.config, self.accelerator
         torch.manual_seed(config.seed)
         model = model_class(config.model_name)(config.model, self.dataset.num_items)
+        max_items = model.max_len + 1  # every item but the last has a next one to learn
+        if config.trainer.long_histories == "windows":
+            histories = windows(histories, max_items)
         loader = TrainLoader(
             self.dataset,
             histories,
             config.trainer.batch_size,
-            model.max_len + 1,
+            max_items,
             config.seed,
             accelerator.process_index,
             accelerator.num_processes,

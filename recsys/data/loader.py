@@ -35,6 +35,20 @@ def flat_positions(start_B: np.ndarray, end_B: np.ndarray) -> tuple[np.ndarray, 
     return row, np.arange(len(row)) + (start_B - first)[row]
 
 
+def windows(histories: Histories, max_items: int) -> Histories:
+    """Histories cut into windows of at most `max_items` (at least 2), the last ones first.
+
+    Windows overlap by one item: every item behind the first of a history is a target just once.
+    """
+    stride = max_items - 1
+    lengths = histories.end - histories.start
+    counts = np.maximum(1, -(-(lengths - 1) // stride))
+    row, place = flat_positions(np.zeros_like(counts), counts)
+    end = histories.end[row] - place * stride
+    start = np.maximum(histories.start[row], end - max_items)
+    return Histories(histories.user[row], start, end)
+
+
 @dataclass(frozen=True)
 class TrainLoader:
     """Every training history once an epoch, cut from the left to its last `max_items`.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,10 @@ from recsys.models.popular import Popular
 from recsys.retrieval.retriever import Retriever
 
 Part = Literal["valid", "test"]
+Through = Literal["exact", "index"]
 DEFAULT_KS = (5, 10, 20)
+SAME = (("dataset", "fingerprint"), *(("split", name) for name in ("kind", "target", "test_share")))
+"""What runs must share to be compared, as in config.json."""
 RECENT_DAYS = 30
 _UNITS_A_DAY = {
     "s": 86_400,
@@ -37,7 +40,7 @@ def evaluate_run(
     part: Part = "test",
     ks: Sequence[int] = DEFAULT_KS,
     seen: Seen = "mask",
-    through: Literal["exact", "index"] = "exact",
+    through: Through = "exact",
     *,
     dataset: SequenceDataset | None = None,
     device: str = "auto",
@@ -49,7 +52,10 @@ def evaluate_run(
     asked about the valid targets that it has learned from.
     """
     run, ks = Path(run), check_ks(ks)
-    config = read_json(run / CONFIG)
+    for word, known in ((part, Part), (seen, Seen), (through, Through)):
+        if word not in get_args(known):
+            raise InputError(f"{word!r} is none of {', '.join(get_args(known))}")
+    config = _saved(run)
     dataset = _the_data(run, config, dataset)
     parts = split(dataset, from_dict(SplitConfig, config["split"], "split"))
     if config["refit"] and part == "valid":
@@ -100,13 +106,13 @@ def compare_runs(
     """
     if len(runs) < 2:
         raise InputError("compare takes two runs or more")
-    ks, first = check_ks(ks), read_json(Path(runs[0]) / CONFIG)
+    ks, first = check_ks(ks), _saved(Path(runs[0]))
     dataset = _the_data(Path(runs[0]), first, None)
     queries = split(dataset, from_dict(SplitConfig, first["split"], "split")).test
     rows, evaluations = [], []
     for run in map(Path, runs):
-        config = read_json(run / CONFIG)
-        for section, same in (("dataset", "fingerprint"), ("split", "kind"), ("split", "target")):
+        config = _saved(run)
+        for section, same in SAME:
             if config[section][same] != first[section][same]:
                 raise InputError(
                     f"{run} cannot be compared with {runs[0]}: its {section}.{same} is"
@@ -166,6 +172,18 @@ def _baselines(
         fit_counting(model, dataset, histories)
         results[name] = evaluate(model, dataset, queries, seen).metrics(ks)
     return results
+
+
+def _saved(run: Path) -> dict[str, Any]:
+    """The config.json of a run, with all that is read of it here."""
+    config = read_json(run / CONFIG)
+    try:
+        for section, name in (*SAME, ("dataset", "path"), ("model", "name")):
+            config[section][name]
+        config["refit"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run / CONFIG} is damaged: {error} is missing") from None
+    return config
 
 
 def _the_data(

@@ -4,16 +4,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
+from rich.text import Text
 
 from recsys.data.sequences import SequenceDataset
 from recsys.retrieval.retriever import Recommendations, Retriever
 
 
+def _console() -> Console:
+    """Prints names as they are: an id or title that looks like markup is none."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
 def evaluation(result: dict[str, Any]) -> None:
     """The model beside its baselines, with what the numbers mean above them."""
-    console = Console(highlight=False)
+    console = _console()
     data, split, protocol = result["data"], result["split"], result["protocol"]
     console.print(
         f"{data['name']}: {data['users']:,} users, {data['items']:,} items,"
@@ -28,13 +34,14 @@ def evaluation(result: dict[str, Any]) -> None:
         f" seen items {'masked' if protocol['seen'] == 'mask' else 'kept'}",
         soft_wrap=True,
     )
-    table = Table("", result["model"], "95 % interval", *result["baselines"])
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table("")
+    for column in (result["model"], "95 % interval", *result["baselines"]):
+        table.add_column(Text(column), justify="right")
     for name, found in result["metrics"].items():
         baselines = (f"{metrics[name]:.4f}" for metrics in result["baselines"].values())
         interval = "{:.4f} – {:.4f}".format(*found["ci95"])
-        table.add_row(name, f"[bold]{found['value']:.4f}[/]", f"[dim]{interval}[/]", *baselines)
+        value = Text(f"{found['value']:.4f}", "bold")
+        table.add_row(name, value, Text(interval, "dim"), *baselines)
     console.print(table)
     if "run" in result:
         console.print(f"run folder: {result['run']}", soft_wrap=True)
@@ -53,28 +60,29 @@ def _left_out(split: dict[str, Any]) -> str:
 
 def comparison(result: dict[str, Any]) -> None:
     """Runs side by side; differences to the first with their intervals, marked where clear of 0."""
-    console = Console(highlight=False)
+    console = _console()
     table = Table(title=f"{result['data']['name']}, {result['users']:,} users, test")
     table.add_column("")
     for row in result["runs"]:
-        table.add_column(row["run"] + (" (refit)" if row["refit"] else ""), justify="right")
+        name = row["run"] + (" (refit)" if row["refit"] else "")
+        table.add_column(Text(name), justify="right", overflow="fold")
     for name in result["runs"][0]["metrics"]:
         table.add_row(name, *(f"{row['metrics'][name]['value']:.4f}" for row in result["runs"]))
         differences = (row.get("difference_to_first") for row in result["runs"])
         table.add_row(
             "",
             *(
-                _difference(found[name]) if found else "[dim]difference:[/]"
+                _difference(found[name]) if found else Text("difference:", "dim")
                 for found in differences
             ),
         )
     console.print(table)
 
 
-def _difference(value: dict[str, Any]) -> str:
+def _difference(value: dict[str, Any]) -> Text:
     low, high = value["ci95"]
-    text = f"{value['difference']:+.4f} [{low:+.4f}, {high:+.4f}]".replace("[", "\\[")
-    return f"[bold]{text}[/]" if low > 0 or high < 0 else text
+    text = f"{value['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return Text(text, "bold" if low > 0 or high < 0 else "")
 
 
 def description(facts: dict[str, Any]) -> None:
@@ -84,7 +92,7 @@ def description(facts: dict[str, Any]) -> None:
 
 def pairs(facts: dict[str, Any]) -> None:
     """Names and values."""
-    console = Console(highlight=False)
+    console = _console()
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         if isinstance(value, dict):
@@ -107,7 +115,7 @@ def _plain(value: Any) -> str:
 
 def sources(result: dict[str, Any]) -> None:
     """Named sources and where their files are."""
-    console = Console(highlight=False)
+    console = _console()
     table = Table()
     for column in ("name", "what", "users", "items", "interactions", "files"):
         table.add_column(column)
@@ -124,10 +132,10 @@ def sources(result: dict[str, Any]) -> None:
 
 def catalogue(result: dict[str, Any]) -> None:
     """Models, losses or recipes with their settings."""
-    console = Console(highlight=False)
+    console = _console()
     (entries,) = result.values()
     for entry in entries:
-        console.print(f"[bold]{entry['name']}[/]  {entry['title']}")
+        console.print(Text.assemble((entry["name"], "bold"), "  ", entry["title"]))
         if entry.get("paper"):
             console.print(f"  {entry['paper']}", style="dim")
         if isinstance(entry["settings"], list):
@@ -148,14 +156,15 @@ def index(result: dict[str, Any]) -> None:
 
 def recommendations(result: dict[str, Any]) -> None:
     """Recommended items, best first."""
-    console = Console(highlight=False)
+    console = _console()
     if result["unknown"]:
         console.print("not in the catalogue, skipped: " + ", ".join(map(str, result["unknown"])))
     if result["fallback"]:
         console.print(f"no known item in the history: answered by {result['fallback']}")
     table = Table()
     for column in ("", "item", "title", "score"):
-        table.add_column(column, justify="right" if column in ("", "score") else "left")
+        justify: JustifyMethod = "right" if column in ("", "score") else "left"
+        table.add_column(column, justify=justify, no_wrap=column == "item")
     for rank, found in enumerate(result["items"], start=1):
         table.add_row(str(rank), str(found["item"]), found["title"] or "", f"{found['score']:.3f}")
     console.print(table)
@@ -163,7 +172,7 @@ def recommendations(result: dict[str, Any]) -> None:
 
 def examples(run: Path, dataset: SequenceDataset, users: int = 3) -> None:
     """What a few users chose last and what the run would show them next."""
-    console = Console(highlight=False)
+    console = _console()
     retriever = Retriever.load(run)
     for user in np.linspace(0, len(dataset) - 1, users + 2).astype(int)[1:-1]:
         history = retriever.vocab.decode(dataset[user])

@@ -19,7 +19,9 @@ from recsys.errors import InputError, nearest
 from recsys.models.base import SequenceModel
 
 IndexKind = Literal["flat", "hnsw"]
-KINDS = ("flat", "hnsw")
+EXTRA_DIMS: dict[str, int] = {"flat": 0, "hnsw": 1}
+"""Coordinates behind the vectors' own, in each kind of index (see `build_index`)."""
+KINDS = tuple(EXTRA_DIMS)
 INDEX, FACTS = "index.faiss", "index.json"
 HNSW_LINKS = 32
 HNSW_BUILD = 200
@@ -34,8 +36,6 @@ class Index:
 
     kind: IndexKind
     faiss_index: Any
-    extra_dims: int
-    """Coordinates behind the vectors' own (HNSW has one; see `build_index`)."""
 
     def search(self, query_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """([B, k] int64 items, best first, 0 where there are no more; [B, k] float32 inner
@@ -43,10 +43,8 @@ class Index:
 
         query_BD float32 [B, D].
         """
-        if self.extra_dims:
-            query_BD = np.concatenate(
-                [query_BD, np.zeros((len(query_BD), self.extra_dims), np.float32)], axis=1
-            )
+        extra = np.zeros((len(query_BD), EXTRA_DIMS[self.kind]), np.float32)
+        query_BD = np.concatenate([query_BD, extra], axis=1)
         k = min(k, self.faiss_index.ntotal)
         if self.kind == "hnsw":
             # A search that keeps fewer candidates than it returns would come back short.
@@ -76,13 +74,13 @@ def build_index(item_vectors: np.ndarray, kind: str) -> Index:
     if kind == "flat":
         index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
-        return Index("flat", index, 0)
+        return Index("flat", index)
     norm = (vectors.astype(np.float64) ** 2).sum(axis=1)
     extra = np.sqrt(np.maximum(norm.max() - norm, 0)).astype(np.float32)[:, None]
     index = faiss.IndexHNSWFlat(vectors.shape[1] + 1, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = HNSW_BUILD
     index.add(np.concatenate([vectors, extra], axis=1))
-    return Index("hnsw", index, 1)
+    return Index("hnsw", index)
 
 
 def build_run_index(run: Path, kind: str) -> dict[str, Any]:
@@ -97,7 +95,8 @@ def build_run_index(run: Path, kind: str) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     faiss = _faiss()
     with written_whole(run / INDEX) as aside:
-        faiss.write_index(index.faiss_index, str(aside))
+        # Through Python's own write: faiss would not notice a disk that is full at the last block.
+        aside.write_bytes(faiss.serialize_index(index.faiss_index))
     facts = {
         "kind": kind,
         "items": len(vectors),
@@ -122,16 +121,23 @@ def load_index(run: Path) -> Index:
     if not (run / INDEX).is_file():
         raise InputError(f"{run} has no index: build one with `recsys index {run} --type hnsw`")
     facts = read_json(run / FACTS)
-    again = f"run `recsys index {run} --type {facts.get('kind', 'hnsw')}` again"
-    if facts.get("kind") not in KINDS:
-        raise InputError(f"{run / FACTS} is damaged; {again}")
+    try:
+        kind, width = facts["kind"], int(facts["dim"]) + EXTRA_DIMS[facts["kind"]]
+        index_sha256, weights_sha256 = facts["index_sha256"], facts["weights_sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{run / FACTS} is damaged ({error!r}); run `recsys index {run} --type …` again"
+        ) from None
+    again = f"run `recsys index {run} --type {kind}` again"
     # Checked before faiss parses a byte: its reader trusts what it reads.
-    if facts.get("index_sha256") != _sha256(run / INDEX):
+    if index_sha256 != _sha256(run / INDEX):
         raise InputError(f"{run / INDEX} is damaged; {again}")
-    if facts.get("weights_sha256") != _sha256(run / WEIGHTS):
+    if weights_sha256 != _sha256(run / WEIGHTS):
         raise InputError(f"{run / INDEX} was built for other weights than {WEIGHTS}; {again}")
     index = _faiss().read_index(str(run / INDEX))
-    return Index(facts["kind"], index, index.d - int(facts["dim"]))
+    if index.d != width:
+        raise InputError(f"{run / FACTS} is damaged: {run / INDEX} has {index.d} axes; {again}")
+    return Index(kind, index)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recsys.batch import Batch
-from recsys.checkpoint import load_model, read_items
+from recsys.checkpoint import CONFIG, ITEMS, load_model, read_items, read_json
 from recsys.data.vocab import Vocab
 from recsys.errors import InputError
 from recsys.models.base import Recommender, Scorer, SequenceModel
@@ -83,6 +83,12 @@ class Retriever:
             torch.set_num_threads(threads)
         run = Path(run)
         model, catalogue = load_model(run, device), read_items(run)
+        trained_on = int(read_json(run / CONFIG)["dataset"]["items"])
+        if catalogue.num_rows != trained_on:
+            raise InputError(
+                f"{run / ITEMS} names {catalogue.num_rows:,} items, the model was trained on"
+                f" {trained_on:,}: they do not belong together"
+            )
         wanted = index == "index" or (
             index == "auto" and catalogue.num_rows >= INDEX_FROM and (run / INDEX).is_file()
         )
@@ -116,8 +122,8 @@ class Retriever:
         """`recommend` for many histories at once."""
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")
-        encoded = [self._encode(history) for history in histories]
-        hidden, _ = self.vocab.encode(exclude)
+        encoded = [self._encode("a history", history, Sequence) for history in histories]
+        hidden, _ = self._encode("exclude", exclude, Collection)
         known = [items for items, _ in encoded if items]
         rows, row = [], 0
         if known:
@@ -154,15 +160,19 @@ class Retriever:
             titles.append(self._titles[items[0] - 1] if items else None)
         return titles
 
-    def _encode(self, history: Sequence[Any]) -> tuple[list[int], list[Any]]:
-        if isinstance(history, str | bytes) or not isinstance(history, Sequence | np.ndarray):
+    def _encode(
+        self, what: str, raw_ids: Collection[Any], kind: type
+    ) -> tuple[list[int], list[Any]]:
+        """(item numbers, unknown raw ids); a word is no list of ids, though it can be walked."""
+        plain: Any = raw_ids.tolist() if isinstance(raw_ids, np.ndarray) else raw_ids
+        if isinstance(plain, str | bytes) or not issubclass(type(plain), kind):
             raise InputError(
-                "a history is a list of item ids, oldest first; got"
-                f" {type(history).__name__} {history!r}"
+                f"{what} is a list of item ids, got {type(raw_ids).__name__} {raw_ids!r}"
             )
-        if isinstance(history, np.ndarray):
-            history = history.tolist()
-        return self.vocab.encode(history)
+        try:
+            return self.vocab.encode(plain)
+        except TypeError:  # a list or dictionary in the place of an id
+            raise InputError(f"{what} holds what cannot be an item id: {raw_ids!r}") from None
 
     def _search_lists(
         self, histories: list[list[int]], k: int, hidden: list[int], exclude_seen: bool

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from recsys.batch import Batch
 from recsys.data.loader import TrainLoader
-from recsys.errors import InputError, WorkError
+from recsys.errors import InputError, Interrupted, WorkError
 from recsys.models.base import SequenceModel
 from recsys.training.objectives import Objective
 from recsys.training.optimizers import Schedule, adamw, learning_rate_factor
@@ -35,6 +35,9 @@ class TrainerConfig:
     """Most passes over the training histories."""
     batch_size: int = 256
     """Histories a batch (in each process)."""
+    long_histories: Literal["last", "windows"] = "last"
+    """What an epoch sees of a history longer than model.max_len: its last items, or all of it in
+    windows that follow each other."""
     accumulate: int = 1
     """Batches whose gradients are added up for one optimizer step."""
     lr: float = 1e-3
@@ -90,10 +93,6 @@ class Progress:
     """Validations since the best one."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """A record an epoch, as in history.jsonl."""
-
-
-class Interrupted(Exception):
-    """Training stopped on request after saving its state."""
 
 
 class Watcher(Protocol):

@@ -9,9 +9,9 @@ import torch
 from worlds import world
 
 from recsys.batch import PAD, Batch
-from recsys.data.loader import TrainLoader, collate, flat_positions, query_batches
+from recsys.data.loader import TrainLoader, collate, flat_positions, query_batches, windows
 from recsys.data.sequences import SequenceDataset
-from recsys.data.split import SplitConfig, split
+from recsys.data.split import Histories, SplitConfig, split
 
 RANDOM = np.random.default_rng(0)
 HISTORIES = [(RANDOM.permutation(30)[:n] + 1).tolist() for n in RANDOM.integers(1, 25, 150)]
@@ -107,3 +107,19 @@ def test_collate_carries_times_and_leaves_padding_at_zero():
     assert batch.timestamps_BT.tolist() == [[7, 8, 9], [5, 0, 0]]
     assert batch.timestamps_BT.dtype == batch.items_BT.dtype == torch.int64
     assert collate(DATASET, DATASET.offsets[:1], DATASET.offsets[1:2]).timestamps_BT is None
+
+
+@pytest.mark.parametrize("max_items", [2, 3, 10, 100])
+def test_windows_make_each_item_behind_the_first_a_target_once(max_items):
+    cut = windows(PARTS.train, max_items)
+    assert (cut.end - cut.start).max() <= max_items
+    row, target = flat_positions(cut.start + 1, cut.end)
+    _, wanted = flat_positions(PARTS.train.start + 1, PARTS.train.end)
+    assert sorted(target) == sorted(wanted)
+    assert (DATASET.offsets[cut.user[row]] < target).all()
+    assert (target < DATASET.offsets[cut.user[row] + 1]).all()
+
+
+def test_only_the_first_window_of_a_history_is_short():
+    cut = windows(Histories(np.array([0]), np.array([0]), np.array([12])), 5)
+    assert list(zip(cut.start.tolist(), cut.end.tolist(), strict=True)) == [(7, 12), (3, 8), (0, 4)]

@@ -1,0 +1,74 @@
+"""What every benchmark shares: calling the command, the machine's facts, a line of results."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+DATA = {
+    "beauty": "s3rec/Beauty.txt.gz",
+    "ml100k": "movielens-100k",
+}
+"""Data sets of the benchmarks: a path under $RECSYS_DATA, or the name of a source."""
+
+
+def recsys(*arguments: str | Path) -> None:
+    """Run the recsys command as a user would; CalledProcessError where it fails."""
+    subprocess.run([sys.executable, "-m", "recsys.cli", *map(str, arguments)], check=True)
+
+
+def source(data: str) -> str:
+    """What `--data` takes for one of DATA."""
+    place = Path(os.environ.get("RECSYS_DATA", "")) / DATA[data]
+    if "/" in DATA[data] and not place.is_file():
+        raise SystemExit(
+            f"{place} is missing: set RECSYS_DATA to the folder that holds {DATA[data]}"
+        )
+    return str(place) if "/" in DATA[data] else DATA[data]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def emit(what: str, figures: dict[str, Any]) -> None:
+    """Print a result and append it to results.jsonl, with the machine it was measured on."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    record = {
+        "what": what,
+        **figures,
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "recsys": importlib.metadata.version("recsys"),
+        },
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    line = json.dumps(record)
+    print(line)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return platform.processor()
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return name + (", avx512_bf16" if "avx512_bf16" in flags else "")

@@ -1,0 +1,386 @@
+"""FAISS indexes against exact search, and index files that do not belong to their run."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from recsys.batch import Batch
+from recsys.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    build_model,
+    load_model,
+    read_items,
+    write_items,
+    write_json,
+    write_tensors,
+)
+from recsys.config import to_dict
+from recsys.errors import InputError, WorkError
+from recsys.models.base import model_class
+from recsys.retrieval import Retriever
+from recsys.retrieval.index import (
+    FACTS,
+    INDEX,
+    KINDS,
+    build_index,
+    build_run_index,
+    load_index,
+)
+
+TABLES = ["gaussian", "clustered", "norms"]
+
+
+def table(name: str, items: int, dim: int = 16) -> np.ndarray:
+    """float32 [items, dim]: even, in 20 clusters, or with norms from 0.2 to 5."""
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(items, dim))
+    if name == "clustered":
+        vectors = 3 * random.normal(size=(20, dim))[np.arange(items) % 20] + 0.3 * vectors
+    if name == "norms":
+        vectors *= np.geomspace(0.2, 5, items)[random.permutation(items)][:, None]
+    return vectors.astype(np.float32)
+
+
+def queries(vectors: np.ndarray, number: int = 100) -> np.ndarray:
+    random = np.random.default_rng(1)
+    near = vectors[random.integers(len(vectors), size=number)]
+    return (near + random.normal(size=near.shape)).astype(np.float32)
+
+
+def saved_run(run: Path, items: int = 40, name: str = "sasrec", seed: int = 0) -> Path:
+    settings = {"dim": 8, "max_len": 4} if name == "sasrec" else {}
+    torch.manual_seed(seed)
+    model = build_model(name, settings, items)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    described = {"name": name, **to_dict(model_class(name).Config(**settings))}
+    write_json(run / CONFIG, {"model": described, "dataset": {"items": items}})
+    write_tensors(run / WEIGHTS, model.state_dict())
+    write_items(run, pa.table({"item": [f"i{item}" for item in range(1, items + 1)]}))
+    return run
+
+
+def both(run: Path, kind: str) -> tuple[Retriever, Retriever]:
+    """(exact, through an index of a kind)."""
+    build_run_index(run, kind)
+    return Retriever.load(run, index="exact"), Retriever.load(run, index="index")
+
+
+def some_histories(items: int, number: int = 30) -> list[list[str]]:
+    random = np.random.default_rng(2)
+    lengths = random.integers(1, 9, number)
+    return [[f"i{item}" for item in random.integers(1, items + 1, size)] for size in lengths]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_flat_index_equals_exact_to_the_last_item(name):
+    vectors = table(name, 300)
+    query = queries(vectors)
+    exact = query.astype(np.float64) @ vectors.T.astype(np.float64)
+    found, scores = build_index(vectors, "flat").search(query, 300)
+    assert np.array_equal(np.sort(found, axis=1), np.tile(np.arange(1, 301), (len(query), 1)))
+    np.testing.assert_allclose(np.take_along_axis(exact, found - 1, 1), scores, atol=1e-3)
+    np.testing.assert_allclose(-np.sort(-exact, axis=1), scores, atol=1e-3)
+
+
+def test_ties_in_a_flat_index_hide_no_better_item():
+    vectors = np.random.default_rng(0).integers(-1, 2, size=(200, 4)).astype(np.float32)
+    query = np.random.default_rng(1).integers(-2, 3, size=(20, 4)).astype(np.float32)
+    found, scores = build_index(vectors, "flat").search(query, 25)
+    exact = query @ vectors.T
+    assert np.array_equal(scores, -np.sort(-exact, axis=1)[:, :25])
+    assert np.array_equal(scores, np.take_along_axis(exact, found - 1, 1))
+    assert all(len(set(row)) == 25 for row in found.tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("gaussian", 0.97), ("clustered", 0.99), ("norms", 0.9)]
+)
+def test_hnsw_finds_nearly_all_of_the_exact_ten(name, least):
+    vectors = table(name, 2000)
+    query = queries(vectors)
+    exact = np.argsort(-(query @ vectors.T), axis=1)[:, :10] + 1
+    found, _ = build_index(vectors, "hnsw").search(query, 10)
+    hits = [len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]
+    assert np.mean(hits) / 10 > least
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_hnsw_reaches_every_item(name):
+    vectors = table(name, 2000)
+    found, _ = build_index(vectors, "hnsw").search(queries(vectors, 10), 2000)
+    assert np.array_equal(np.sort(found, axis=1), np.tile(np.arange(1, 2001), (10, 1)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", TABLES)
+def test_scores_are_inner_products_best_first(name, kind):
+    vectors = table(name, 500)
+    query = queries(vectors)
+    found, scores = build_index(vectors, kind).search(query, 50)
+    assert (found.dtype, scores.dtype) == (np.int64, np.float32)
+    assert found.min() >= 1
+    products = np.einsum("bd,bkd->bk", query, vectors[found - 1])
+    np.testing.assert_allclose(scores, products, rtol=1e-4, atol=1e-3)
+    assert (np.diff(scores, axis=1) <= 1e-4).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_than_there_are_is_all_there_are(kind):
+    vectors = table("gaussian", 30)
+    found, scores = build_index(vectors, kind).search(queries(vectors), 1000)
+    assert (np.sort(found, axis=1) == np.arange(1, 31)).all()
+    assert scores.shape == found.shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_of_one_item_finds_it(kind):
+    vectors = table("gaussian", 1)
+    found, _ = build_index(vectors, kind).search(queries(vectors, 3), 10)
+    assert found.tolist() == [[1], [1], [1]]
+
+
+def test_building_does_not_change_the_vectors():
+    vectors = table("norms", 50)
+    before = vectors.copy()
+    for kind in KINDS:
+        build_index(vectors, kind)
+    assert np.array_equal(vectors, before)
+
+
+@pytest.mark.parametrize(("kind", "meant"), [("hsnw", "hnsw"), ("flatt", "flat")])
+def test_an_unknown_type_is_refused_with_the_nearest_one(tmp_path, kind, meant):
+    wanted = rf"unknown index type '{kind}'; did you mean '{meant}'\? \(types: flat, hnsw\)"
+    with pytest.raises(InputError, match=wanted):
+        build_index(table("gaussian", 5), kind)
+    with pytest.raises(InputError, match=wanted):
+        build_run_index(saved_run(tmp_path), kind)
+    assert not (tmp_path / INDEX).exists()
+
+
+@pytest.mark.parametrize("name", ["popular", "item_knn"])
+def test_a_model_without_item_vectors_has_nothing_to_index(tmp_path, name):
+    with pytest.raises(InputError, match="without item vectors"):
+        build_run_index(saved_run(tmp_path, name=name), "flat")
+    assert not (tmp_path / INDEX).exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_facts_of_a_run_index_are_measured(tmp_path, kind):
+    facts = build_run_index(saved_run(tmp_path), kind)
+    assert set(facts) == {"kind", "items", "dim", "seconds", "recall@10", "latency_ms"}
+    assert (facts["kind"], facts["items"], facts["dim"]) == (kind, 40, 8)
+    assert facts["recall@10"] == 1.0
+    assert facts["seconds"] >= 0
+    assert facts["latency_ms"] > 0
+
+
+def test_recall_is_that_of_the_index_itself(tmp_path, monkeypatch):
+    # An index of the items in reverse order finds the ten best of 20 items by luck alone.
+    monkeypatch.setattr(
+        "recsys.retrieval.index.build_index", lambda vectors, kind: build_index(vectors[::-1], kind)
+    )
+    assert build_run_index(saved_run(tmp_path, 20), "flat")["recall@10"] < 0.8
+
+
+def test_a_catalogue_smaller_than_ten_is_found_whole(tmp_path):
+    assert build_run_index(saved_run(tmp_path, 3), "hnsw")["recall@10"] == 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_index_answers_like_the_one_that_was_built(tmp_path, kind):
+    run = saved_run(tmp_path)
+    with torch.no_grad():
+        vectors = load_model(run).item_vectors()[1:].numpy()
+    build_run_index(run, kind)
+    loaded, built = load_index(run), build_index(vectors, kind)
+    for found, wanted in zip(
+        loaded.search(queries(vectors), 10), built.search(queries(vectors), 10), strict=True
+    ):
+        assert np.array_equal(found, wanted)
+
+
+def test_a_run_without_an_index_is_served_without_and_refused_through_it(tmp_path):
+    saved_run(tmp_path)
+    with pytest.raises(InputError, match="has no index: build one with `recsys index"):
+        load_index(tmp_path)
+    with pytest.raises(InputError, match="has no index"):
+        Retriever.load(tmp_path, index="index")
+    assert len(Retriever.load(tmp_path).recommend(["i1"]).items) == 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "other"])
+def test_a_damaged_index_is_refused_before_it_is_parsed(tmp_path, kind, damage):
+    build_run_index(saved_run(tmp_path), kind)
+    whole = bytearray((tmp_path / INDEX).read_bytes())
+    flipped = whole.copy()
+    flipped[len(whole) // 2] ^= 1
+    broken = {"cut": whole[:-1], "empty": b"", "flipped": flipped, "other": b"no index at all"}
+    (tmp_path / INDEX).write_bytes(broken[damage])
+    with pytest.raises(InputError, match=f"{INDEX} is damaged; run `recsys index .* {kind}` again"):
+        load_index(tmp_path)
+
+
+def test_an_index_of_other_weights_is_refused(tmp_path):
+    build_run_index(saved_run(tmp_path), "hnsw")
+    saved_run(tmp_path, seed=1)
+    with pytest.raises(InputError, match=r"built for other weights .*--type hnsw` again"):
+        load_index(tmp_path)
+    build_run_index(tmp_path, "hnsw")
+    assert load_index(tmp_path).kind == "hnsw"
+
+
+def changed(**values: Any) -> Callable[[dict[str, Any]], str]:
+    return lambda facts: json.dumps({**facts, **values})
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "empty": lambda facts: "",
+    "cut": lambda facts: json.dumps(facts)[:-5],
+    "list": lambda facts: "[]",
+    "null": lambda facts: "null",
+    "nothing": lambda facts: "{}",
+    "unknown kind": changed(kind="ivf"),
+    "kind that is no word": changed(kind=["flat"]),
+    "other kind": changed(kind="hnsw"),
+    "dim that is no number": changed(dim="many"),
+    "other dim": changed(dim=3),
+    "no dim": lambda facts: json.dumps({name: facts[name] for name in facts if name != "dim"}),
+    "no sum": changed(index_sha256=None),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_facts_are_refused(tmp_path, damage):
+    build_run_index(saved_run(tmp_path), "flat")
+    path = tmp_path / FACTS
+    path.write_text(DAMAGES[damage](json.loads(path.read_text())))
+    with pytest.raises(InputError, match="is damaged"):
+        load_index(tmp_path)
+
+
+def test_missing_facts_are_refused(tmp_path):
+    build_run_index(saved_run(tmp_path), "flat")
+    (tmp_path / FACTS).unlink()
+    with pytest.raises(InputError, match=FACTS):
+        load_index(tmp_path)
+
+
+def test_an_index_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    import faiss
+
+    def broken(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    run = saved_run(tmp_path)
+    before = set(os.listdir(run))
+    with monkeypatch.context() as patch:
+        for name in ("write_index", "serialize_index"):
+            patch.setattr(faiss, name, broken)
+        with pytest.raises(KeyboardInterrupt):
+            build_run_index(run, "flat")
+        assert set(os.listdir(run)) == before
+    build_run_index(run, "flat")
+    assert set(os.listdir(run)) == before | {INDEX, FACTS}
+    whole = (run / INDEX).read_bytes()
+    with monkeypatch.context() as patch:
+        for name in ("write_index", "serialize_index"):
+            patch.setattr(faiss, name, broken)
+        with pytest.raises(KeyboardInterrupt):
+            build_run_index(run, "hnsw")
+    assert (run / INDEX).read_bytes() == whole
+    assert load_index(run).kind == "flat"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+@pytest.mark.parametrize("items", [5, 3000])
+def test_a_full_disk_is_reported_and_leaves_no_index(tmp_path, monkeypatch, items):
+    def refuse(source: Any, target: Any) -> None:
+        raise AssertionError(f"half an index was put in place as {target}")
+
+    run = saved_run(tmp_path, items)
+    (run / f"{INDEX}.part").symlink_to("/dev/full")
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(WorkError, match=f"no space left to write .*{INDEX}"):
+        build_run_index(run, "flat")
+    assert not (run / INDEX).exists()
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("exclude", [[], [f"i{item}" for item in range(1, 200, 3)]])
+def test_recommending_through_a_flat_index_equals_exact(tmp_path, exclude, exclude_seen):
+    exact, through = both(saved_run(tmp_path, 200), "flat")
+    options = {"exclude": exclude, "exclude_seen": exclude_seen}
+    for k in (1, 10, 200):
+        wanted = exact.recommend_batch(some_histories(200), k, **options)
+        found = through.recommend_batch(some_histories(200), k, **options)
+        for one, other in zip(found, wanted, strict=True):
+            assert one.items == other.items
+            assert one.scores == pytest.approx(other.scores, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("left", [3, 10, 40])
+def test_however_many_are_excluded_k_items_come_back(tmp_path, kind, left):
+    exact, through = both(saved_run(tmp_path, 1500), kind)
+    # What is left are the items that exact search likes least: an index meets them last.
+    liking = exact.recommend(["i7"], k=1500, exclude_seen=False).items
+    hidden = liking[:-left]
+    found = through.recommend(["i7"], k=10, exclude=hidden, exclude_seen=False)
+    wanted = exact.recommend(["i7"], k=10, exclude=hidden, exclude_seen=False)
+    assert found.items == wanted.items
+    assert len(found.items) == min(10, left)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_batch_hide_their_own_items_only(tmp_path, kind):
+    run = saved_run(tmp_path, 60)
+    exact, through = both(run, kind)
+    batch = Batch(torch.tensor([[1], [1], [1]]), torch.ones(3, dtype=torch.int64))
+    best, _ = exact.recommend_items(batch, 60)
+    hidden = torch.tensor([1] * 50 + [2] * 5), torch.tensor([*best[0, :50], *best[0, :5]])
+    found, _ = through.recommend_items(batch, 10, seen=hidden)
+    assert found.tolist() == [best[0, :10].tolist(), best[0, 50:].tolist(), best[0, 5:15].tolist()]
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """Looks for every second of the items that it is asked for."""
+
+    index: Any
+
+    def search(self, query_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        found, scores = self.index.search(query_BD, k)
+        found[:, found.shape[1] // 2 :] = 0
+        return found, scores
+
+
+def test_an_index_that_comes_back_short_is_asked_for_more(tmp_path):
+    run = saved_run(tmp_path, 60)
+    exact, _ = both(run, "flat")
+    lazy = Retriever(load_model(run), read_items(run), Lazy(load_index(run)), "cpu")
+    for k in (1, 10):
+        wanted = exact.recommend_batch(some_histories(60), k)
+        found = lazy.recommend_batch(some_histories(60), k)
+        assert [one.items for one in found] == [one.items for one in wanted]
+
+
+def test_places_without_an_item_hold_zero_and_no_score(tmp_path):
+    exact, through = both(saved_run(tmp_path, 5), "flat")
+    batch = Batch(torch.tensor([[1]]), torch.tensor([1]))
+    hidden = torch.tensor([0, 0, 0]), torch.tensor([2, 3, 4])
+    for retriever in (exact, through):
+        items, scores = retriever.recommend_items(batch, 5, seen=hidden)
+        assert sorted(items[0, :2].tolist()) == [1, 5]
+        assert items[0, 2:].tolist() == [0, 0, 0]
+        assert np.isneginf(scores[0, 2:]).all()
