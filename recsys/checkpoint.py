@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
@@ -31,6 +31,37 @@ from recsys.models.base import Recommender, model_class
 
 CONFIG, WEIGHTS, ITEMS = "config.json", "model.safetensors", "items.parquet"
 HISTORY, METRICS, STATE = "history.jsonl", "metrics.json", "state/trainer.safetensors"
+
+
+MODEL_FACTS: dict[str, type] = {"model.name": str, "dataset.items": int}
+"""What a model cannot be loaded without, in config.json."""
+DATA_FACTS: dict[str, type] = {
+    "dataset.name": str,
+    "dataset.path": str,
+    "dataset.fingerprint": str,
+}
+"""What the data of a run cannot be found and recognised without."""
+RUN_FACTS: dict[str, type] = {
+    **MODEL_FACTS,
+    **DATA_FACTS,
+    "refit": bool,
+    "split.kind": str,
+    "split.target": str,
+    "split.test_share": float,
+}
+"""What a run cannot be evaluated or gone on with without."""
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def device_of(wish: Device) -> torch.device:
+    """Where to compute. InputError for cuda where there is none."""
+    available = torch.cuda.is_available()
+    if wish == "cuda" and not available:
+        raise InputError(
+            "--device cuda: no CUDA device is available here; use --device auto or cpu"
+        )
+    return torch.device("cuda" if available and wish != "cpu" else "cpu")
 
 
 @contextmanager
@@ -64,6 +95,18 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path.parent} is not a run folder: it has no {path.name}") from None
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
+
+
+def read_config(run: Path, needed: dict[str, type] = RUN_FACTS) -> dict[str, Any]:
+    """config.json of a run, with the parts that are `needed` checked."""
+    config = read_json(run / CONFIG)
+    for name, kind in needed.items():
+        value: Any = config
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or (name == "dataset.items" and value < 1):
+            raise InputError(f"{run / CONFIG} is damaged: {name} is {value!r}")
+    return config
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
@@ -132,16 +175,14 @@ def build_model(name: str, settings: dict[str, Any], num_items: int) -> Recommen
 
 def load_model(run: Path, device: torch.device | str = "cpu") -> Recommender:
     """The trained model of a run folder, in evaluation mode."""
-    config = read_json(run / CONFIG)
-    try:
-        settings = dict(config["model"])
-        name, num_items = str(settings.pop("name")), int(config["dataset"]["items"])
-        if num_items < 1:
-            raise ValueError(f"dataset.items = {num_items}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{run / CONFIG} is damaged: {error!r} is missing or wrong") from None
+    config = read_config(run, MODEL_FACTS)
+    settings = dict(config["model"])
+    name = settings.pop("name")
     tensors, _ = read_tensors(run / WEIGHTS)
-    model = build_model(name, settings, num_items)
+    try:
+        model = build_model(name, settings, config["dataset"]["items"])
+    except InputError as error:
+        raise InputError(f"{run / CONFIG} is damaged: {error}") from None
     expected = model.state_dict()
     if set(tensors) != set(expected):
         wrong = sorted(set(tensors) ^ set(expected))[0]

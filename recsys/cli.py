@@ -34,6 +34,9 @@ Seen = Annotated[
     Literal["mask", "keep"],
     typer.Option(help="Take items of the history out of the ranking, or not."),
 ]
+Moved = Annotated[
+    Path | None, typer.Option("--data", help="Where the prepared data lies now, if it has moved.")
+]
 Ks = Annotated[str, typer.Option("--k", metavar="K,K,…", help="Cut-offs of the metrics.")]
 
 
@@ -99,7 +102,7 @@ def data_info(
     from recsys.eval import tables
 
     reporter = _reporter()
-    dataset, folder = run.open_data(data, DataConfig(), reporter)
+    dataset, folder = run.open_data(data, DataConfig(), reporter.line)
     _print(describe(dataset), as_json, tables.description)
     picture = picture or folder / "info.png"
     plot(dataset, picture)
@@ -179,7 +182,7 @@ def evaluate(
         Literal["exact", "index"],
         typer.Option(help="Rank every item, or take the index's answers."),
     ] = "exact",
-    data: Annotated[Path | None, typer.Option(help="Where the prepared data lies now.")] = None,
+    data: Moved = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -198,13 +201,17 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Run folders.")],
     ks: Ks = "5,10,20",
     seen: Seen = "mask",
+    data: Moved = None,
     as_json: Json = False,
 ) -> None:
     """Test metrics of several runs on the same data, with paired differences to the first."""
+    from recsys.data.sequences import SequenceDataset
     from recsys.eval import tables
     from recsys.eval.report import compare_runs
 
-    _print(compare_runs(folders, _numbers(ks), seen), as_json, tables.comparison)
+    dataset = SequenceDataset.load(data) if data else None
+    result = compare_runs(folders, _numbers(ks), seen, dataset=dataset)
+    _print(result, as_json, tables.comparison)
 
 
 @app.command()
@@ -223,26 +230,31 @@ def index(
 @app.command()
 def recommend(
     folder: RunArgument,
-    history: Annotated[str | None, typer.Option(metavar="ID,ID,…", help="Oldest first.")] = None,
+    history: Annotated[
+        str | None, typer.Option(metavar="ID,ID,…", help="Oldest first; quote ids with commas.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
     all_users: Annotated[
         bool, typer.Option("--all-users", help="For every user of the data.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Parquet file for --all-users.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Where the prepared data lies now.")] = None,
+    data: Moved = None,
     through: Annotated[
         Literal["auto", "exact", "index"], typer.Option(help="How items are found.")
     ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Recommend items for a history, or for all users into a Parquet file."""
+    import csv
+
     from recsys.eval import tables
     from recsys.retrieval import all_users as batch
     from recsys.retrieval.retriever import Retriever
 
     retriever = Retriever.load(folder, index=through)
     if history is not None and not all_users and out is None:
-        raw = [retriever.vocab.parse(text.strip()) for text in history.split(",") if text.strip()]
+        words = next(csv.reader([history], skipinitialspace=True), [])  # an id may hold a comma
+        raw = [retriever.vocab.parse(text.strip()) for text in words if text.strip()]
         _print(batch.as_record(retriever.recommend(raw, k)), as_json, tables.recommendations)
     elif history is None and all_users and out is not None:
         report = batch.recommend_all(folder, retriever, out, k, data)

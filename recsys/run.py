@@ -1,8 +1,6 @@
 """The composition root: settings, data, model, loss and trainer become a run folder, and back."""
 
-import hashlib
 import importlib.metadata
-import json
 import platform
 import sys
 import time
@@ -15,10 +13,11 @@ import numpy as np
 import torch
 
 from recsys import checkpoint
-from recsys.config import parse_settings, to_dict
-from recsys.data.interactions import Columns, Source
+from recsys.config import parse_settings
+from recsys.data.cache import is_prepared, open_data, source_of
 from recsys.data.loader import TrainLoader, flat_positions, windows
 from recsys.data.prepare import DataConfig
+from recsys.data.prepare import prepare as prepare_source
 from recsys.data.sequences import SequenceDataset
 from recsys.data.split import Histories, Split, split
 from recsys.errors import InputError, Interrupted
@@ -40,8 +39,7 @@ from recsys.training.watch import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Device = Literal["auto", "cpu", "cuda"]
-
+Device = checkpoint.Device
 
 # ---- data ----------------------------------------------------------------------------------------
 
@@ -55,56 +53,9 @@ def prepare(
     reporter: Reporter | None = None,
 ) -> SequenceDataset:
     """Turn a source (name, path, pandas DataFrame or Arrow table) into a data set folder."""
-    from recsys.data.prepare import prepare as prepare_source
-
-    reporter = reporter or PlainReporter()
-    source = _source(data, config or DataConfig(), reporter)
-    return prepare_source(
-        source, Path(out), config or DataConfig(), engine=engine, report=reporter.line
-    )
-
-
-def open_data(data: Any, config: DataConfig, reporter: Reporter) -> tuple[SequenceDataset, Path]:
-    """(data set, its folder) of a prepared folder, or of a source prepared into the cache."""
-    if isinstance(data, str | Path) and (Path(data) / "dataset.json").is_file():
-        if config != DataConfig():
-            raise InputError(
-                f"{data} is prepared already: settings named data.* apply when a log is prepared"
-            )
-        return SequenceDataset.load(data), Path(data).resolve()
-    from recsys.data.prepare import prepare as prepare_source
-
-    source = _source(data, config, reporter)
-    folder = _cached(source, config)
-    if (folder / "dataset.json").is_file():
-        reporter.line(f"using the data prepared before in {folder}")
-        return SequenceDataset.load(folder), folder
-    return prepare_source(source, folder, config, report=reporter.line), folder
-
-
-def _cached(source: Source, config: DataConfig) -> Path:
-    """Where the cache keeps this source prepared in this way: a folder named after both."""
-    from recsys.data.sources import cache_dir
-
-    digest = hashlib.sha256(json.dumps([source.name, to_dict(config)]).encode())
-    for file in source.files:
-        status = file.stat()
-        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    if source.table is not None:
-        for batch in source.table.to_batches():
-            digest.update(batch.serialize())
-    return cache_dir() / "prepared" / f"{source.name.replace(':', '-')}-{digest.hexdigest()[:12]}"
-
-
-def _source(data: Any, config: DataConfig, reporter: Reporter) -> Source:
-    columns = Columns(config.user_column, config.item_column, config.time_column)
-    if isinstance(data, str | Path):
-        from recsys.data.sources import resolve
-
-        return resolve(str(data), report=reporter.line, columns=columns)
-    from recsys.data.formats import source_from_table
-
-    return source_from_table(data, columns, "dataframe")
+    config, report = config or DataConfig(), (reporter or PlainReporter()).line
+    source = source_of(data, config, report)
+    return prepare_source(source, Path(out), config, engine=engine, report=report)
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -160,8 +111,14 @@ def plan(
     if resume:
         if out is None:
             raise InputError("--resume needs --out, the run folder to go on with")
-        before = checkpoint.read_json(out / checkpoint.CONFIG)
-        model = model or before["model"]["name"]
+        before = checkpoint.read_config(out)
+        name = before["model"]["name"]
+        if model not in (None, name):
+            raise InputError(
+                f"--resume with other settings than {out} was begun with: model.name was {name},"
+                f" is {model}"
+            )
+        model = name
         base = base or saved_config(before)
         data = data or before["dataset"]["path"]
     model = model or (base.model_name if base else None)
@@ -170,9 +127,8 @@ def plan(
             "train needs --model (see `recsys models`) and --data (see `recsys data list`)"
         )
     config = configure(model, settings, base=base, seed=seed, refit=refit or None)
-    prepared = isinstance(data, str | Path) and (Path(data) / "dataset.json").is_file()
-    options = DataConfig() if prepared and resume else config.data
-    dataset, folder = open_data(data, options, reporter)
+    options = DataConfig() if resume and is_prepared(data) else config.data
+    dataset, folder = open_data(data, options, reporter.line)
     return Job(
         config, dataset, folder, out or free_folder(Path("runs") / f"{model}-{dataset.name}")
     )
@@ -298,11 +254,7 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 def _accelerator(device: Device) -> "Accelerator":
     from accelerate import Accelerator
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "--device cuda: no CUDA device is available here; use --device auto or cpu"
-        )
-    return Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
+    return Accelerator(cpu=checkpoint.device_of(device).type == "cpu")
 
 
 def _count(config: RunConfig, dataset: SequenceDataset, parts: Split, run: Path) -> None:
@@ -347,7 +299,7 @@ class _Learning:
         if meta.get("stage") != "refit":
             trainer, watcher = self._stage("train", self.parts.train, [])
             if saved:
-                trainer.load_state(saved, meta["progress"])
+                self._load_state(trainer, saved, meta)
             trainer.fit(lambda: self._validate(trainer), watcher)
             saved, records = {}, trainer_records(trainer, "train")
         if self.config.refit:
@@ -355,9 +307,20 @@ class _Learning:
             self.reporter.line(f"refit: once more on train and valid together, {best_epoch} epochs")
             trainer, watcher = self._stage("refit", self.parts.refit, records, best_epoch)
             if saved:
-                trainer.load_state(saved, meta["progress"])
+                self._load_state(trainer, saved, meta)
             trainer.fit(None, watcher)
             watcher.better(trainer.model)
+
+    def _load_state(
+        self, trainer: Trainer, saved: dict[str, torch.Tensor], meta: dict[str, Any]
+    ) -> None:
+        try:
+            trainer.load_state(saved, meta["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise InputError(
+                f"{self.run / checkpoint.STATE} does not belong to this run: {reason}"
+            ) from None
 
     def _validate(self, trainer: Trainer) -> dict[str, float]:
         ks = sorted({10, metric_cutoff(self.config.trainer.metric)})

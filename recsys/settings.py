@@ -7,7 +7,7 @@ from typing import Any
 from recsys.config import from_dict, merge, to_dict
 from recsys.data.prepare import DataConfig
 from recsys.data.split import SplitConfig
-from recsys.errors import InputError
+from recsys.errors import InputError, nearest
 from recsys.models.base import model_class
 from recsys.training.losses import Loss, Softmax, loss_class
 from recsys.training.trainer import TrainerConfig
@@ -54,7 +54,8 @@ def configure(
     for section in settings:
         if section not in sections:
             raise InputError(
-                f"unknown section {section!r} of settings (sections: {', '.join(sections)})"
+                f"unknown section {section!r} of settings{nearest(section, sections)} (sections:"
+                f" {', '.join(sections)})"
             )
     if base is not None and base.model_name != model:
         raise InputError(f"the recipe is for model {base.model_name!r}, not for {model!r}")
@@ -83,6 +84,8 @@ def configure(
         refit=base.refit if refit is None else refit,
     )
     metric_cutoff(config.trainer.metric)
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"--seed takes a whole number from 0 to 2^63 - 1, got {config.seed}")
     return config
 
 

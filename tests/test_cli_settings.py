@@ -57,11 +57,18 @@ def write_log(path: Path, header: str = "user,item,time") -> Path:
     return path
 
 
+def train(
+    data: Path, out: str | Path, *words: object, settings: dict[str, object] = QUICK
+) -> Answer:
+    model = () if "--recipe" in words else ("--model", "sasrec")
+    return done("train", *model, "--data", data, "--out", out, *words, *sets(settings))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("settings")
     done("data", "prepare", write_log(folder / "log.csv"), "--out", folder / "data")
-    done("train", "--model", "popular", "--data", folder / "data", "--out", folder / "run")
+    train(folder / "data", folder / "run")
     return folder / "data"
 
 
@@ -72,15 +79,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def train(data: Path, out: str, *words: object, settings: dict[str, object] = QUICK) -> Answer:
-    model = () if "--recipe" in words else ("--model", "sasrec")
-    return done("train", *model, "--data", data, "--out", out, *words, *sets(settings))
-
-
 def test_the_same_seed_gives_the_same_weights(data: Path):
     for run, seed in (("one", 7), ("two", 7), ("other", 8)):
         train(data, run, "--seed", seed)
-    one, two, other = (Path(run, "model.safetensors").read_bytes() for run in ("one", "two", "other"))
+    one, two, other = (
+        Path(run, "model.safetensors").read_bytes() for run in ("one", "two", "other")
+    )
     assert one == two
     assert one != other
     assert config("one")["seed"] == 7
@@ -196,20 +200,32 @@ def test_prepare_takes_the_settings_of_its_options():
 
 UNKNOWN = [
     ("train --model sasrek --data DATA", "unknown model 'sasrek'; did you mean 'sasrec'?"),
-    ("train --model sasrec --data DATA --set model.dims=8", "unknown setting model.dims; did you mean 'dim'?"),
+    (
+        "train --model sasrec --data DATA --set model.dims=8",
+        "unknown setting model.dims; did you mean 'dim'?",
+    ),
     ("train --model sasrec --data DATA --set trainer.epoch=1", "did you mean 'epochs'?"),
     ("train --model sasrec --data DATA --set modle.dim=8", "unknown section 'modle'"),
     ("train --model sasrec --data DATA --set modle.dim=8", "did you mean 'model'?"),
-    ("train --model sasrec --data DATA --set loss.name=softmx", "unknown loss 'softmx'; did you mean 'softmax'?"),
+    (
+        "train --model sasrec --data DATA --set loss.name=softmx",
+        "unknown loss 'softmx'; did you mean 'softmax'?",
+    ),
     ("train --model sasrec --data DATA --set split.kind=globaltime", "did you mean 'global_time'?"),
-    ("train --recipe sasrec_beauti --data DATA", "unknown recipe 'sasrec_beauti'; did you mean 'sasrec_beauty'?"),
-    ("train --model sasrec --data sampel", "'sampel' is neither a file or folder nor the name of a source; did you mean 'sample'?"),
+    (
+        "train --recipe sasrec_beauti --data DATA",
+        "unknown recipe 'sasrec_beauti'; did you mean 'sasrec_beauty'?",
+    ),
+    ("train --model sasrec --data sampel", "nor the name of a source; did you mean 'sample'?"),
     ("data info movielens-100", "did you mean 'movielens-100k'?"),
     ("data prepare amazn:sports --out d", "did you mean 'amazon:sports'?"),
     ("data prepare DATA/../log.csv --out d --duplicates frist", "did you mean 'first'?"),
-    ("data prepare DATA/../log.csv --out d --item-column itms", "has no column 'itms'; did you mean 'item'?"),
+    (
+        "data prepare DATA/../log.csv --out d --item-column itms",
+        "has no column 'itms'; did you mean 'item'?",
+    ),
     ("index RUN --type hnws", "unknown index type 'hnws'; did you mean 'hnsw'?"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("line", "message"), UNKNOWN)
@@ -307,9 +323,19 @@ def test_sources_are_listed_with_where_their_files_are(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     "command",
     [
-        "data", "data list", "data prepare", "data info", "train", "eval", "compare", "index",
-        "recommend", "models", "losses", "recipes",
+        "data",
+        "data list",
+        "data prepare",
+        "data info",
+        "train",
+        "eval",
+        "compare",
+        "index",
+        "recommend",
+        "models",
+        "losses",
+        "recipes",
     ],
-)  # fmt: skip
+)
 def test_every_command_has_help(command: str):
     assert "Usage" in done(*command.split(), "--help").out

@@ -30,7 +30,8 @@ SETTINGS = {
     "loss.name": "bce",
     "trainer.batch_size": 8,
     "trainer.epochs": 20,
-    "trainer.patience": 0,
+    "trainer.patience": 7,
+    "trainer.lr": 0.01,
     "trainer.schedule": "cosine",
     "trainer.save_every_seconds": 0,
 }
@@ -86,12 +87,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def log(path: Path, shift: int = 1) -> Path:
+def log(path: Path, shift: int = 0) -> Path:
+    """A log that follows no rule: the first epoch is the best, and patience ends the training."""
     rows = (
-        f"u{user},i{(user + step * shift) % 20},{step}\n" for user in range(40) for step in range(8)
+        f"u{user},i{(user * user + step**3 + shift * step) % 20},{step}\n"
+        for user in range(40)
+        for step in range(8)
     )
     path.write_text("user,item,time\n" + "".join(rows))
     return path
+
+
+def epochs(run: Path, stage: str) -> int:
+    lines = (run / "history.jsonl").read_text().splitlines()
+    return sum(json.loads(line)["stage"] == stage for line in lines)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +115,7 @@ def whole(data: Path) -> Path:
     """A run that was not stopped."""
     run = data.with_name("whole")
     assert recsys(*training(data, run)).code == 0
+    assert epochs(run, "train") < SETTINGS["trainer.epochs"]
     return run
 
 
@@ -143,7 +153,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(data: Path, whole: Path, tmp_
 
 @pytest.mark.parametrize(
     ("number", "step"),
-    [(signal.SIGINT, 1), (signal.SIGTERM, STEPS_AN_EPOCH), (signal.SIGINT, STEPS_AN_EPOCH + 2)],
+    [(signal.SIGINT, 1), (signal.SIGTERM, STEPS_AN_EPOCH), (signal.SIGINT, 4 * STEPS_AN_EPOCH + 2)],
 )
 def test_a_signal_stops_after_the_step_and_loses_nothing(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -188,16 +198,14 @@ watch.FolderWatcher.save = save_and_die
 
 
 @pytest.mark.parametrize(
-    ("last", "half"),
-    [
-        (("train", 7, 3), True),
-        (("train", 20, 0), False),
-        (("refit", 0, 1), False),
-    ],
+    ("stage", "epoch", "batch", "half"),
+    [("train", 3, 3, True), ("train", None, 0, False), ("refit", 0, 1, False)],
 )
 def test_a_killed_training_goes_on_from_its_last_state(
-    data: Path, whole_refit: Path, tmp_path: Path, last: tuple[str, int, int], half: bool
-):
+    data: Path, whole_refit: Path, tmp_path: Path,
+    stage: str, epoch: int | None, batch: int, half: bool,
+):  # fmt: skip
+    last = (stage, epochs(whole_refit, stage) if epoch is None else epoch, batch)
     code = KILLED.format(last=last, half=half)
     process = beside(*training(data, tmp_path, "--refit"), code=code)
     _, err = process.communicate(timeout=300)
@@ -211,9 +219,7 @@ def test_a_killed_training_goes_on_from_its_last_state(
 
 
 @pytest.mark.parametrize("lost", [["state"], ["state", "history.jsonl", "items.parquet"], []])
-def test_a_run_that_was_cut_between_its_files_goes_on(
-    whole: Path, tmp_path: Path, lost: list[str]
-):
+def test_a_run_that_was_cut_between_its_files_goes_on(whole: Path, tmp_path: Path, lost: list[str]):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     for name in ["metrics.json", *lost]:
@@ -243,7 +249,7 @@ def test_a_run_is_not_begun_twice_without_resume(data: Path, whole: Path):
     ("words", "message"),
     [
         (["--set", "model.dim=16"], "model.dim was 8, is 16"),
-        (["--set", "trainer.lr=0.5"], "trainer.lr was 0.001, is 0.5"),
+        (["--set", "trainer.lr=0.5"], "trainer.lr was 0.01, is 0.5"),
         (["--set", "loss.name=gbce"], "loss.name was bce, is gbce"),
         (["--seed", 4], "seed was 3, is 4"),
         (["--refit"], "refit was False, is True"),

@@ -135,7 +135,7 @@ def choose_columns(names: list[str], source: Source, wish: Columns, report: Repo
         name = getattr(wish, role) or getattr(source.columns, role)
         if name is not None and name not in names:
             raise InputError(
-                f"{_where(source)} has no column {name!r}{nearest(name, names)}"
+                f"{source.where} has no column {name!r}{nearest(name, names)}"
                 f" (columns: {', '.join(map(repr, names))})"
             )
         if name is None and not (role == "timestamp" and source.columns.item):
@@ -144,7 +144,7 @@ def choose_columns(names: list[str], source: Source, wish: Columns, report: Repo
         option = "time" if role == "timestamp" else role
         if name is None and role != "timestamp":
             raise InputError(
-                f"which column of {_where(source)} holds the {option}? Say it with"
+                f"which column of {source.where} holds the {option}? Say it with"
                 f" --{option}-column (columns: {', '.join(map(repr, names))})"
             )
         chosen[role] = name
@@ -175,7 +175,7 @@ def _read_file(
         )
         return _numbered(table, columns, number)
     delimiter = source.delimiter or _delimiter(_first_line(file, source.encoding))
-    header = source.header or _header(_first_line(file, source.encoding), delimiter)
+    header = source.header or _header(file, _first_line(file, source.encoding), delimiter)
     columns = choose_columns(list(header), source, wish, report)
     table = con.read_csv(
         str(file),
@@ -235,7 +235,7 @@ def _readable(file: Path) -> Iterator[None]:
         raise
     except (duckdb.Error, pa.ArrowInvalid, EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
-        for marker in ("Possible Solution", "Possible fixes", "file = ", "LINE 1"):
+        for marker in ("Try setting", "Possible Solution", "Possible fixes", "file = ", "LINE 1"):
             text = text.partition(marker)[0]
         raise InputError(f"{file} cannot be read: {text.strip()[:300]}") from None
 
@@ -268,10 +268,10 @@ def _delimiter(line: str) -> str:
     return max(("\t", ",", ";", "|", "::"), key=lambda mark: (line.count(mark), mark == ","))
 
 
-def _header(line: str, delimiter: str) -> tuple[str, ...]:
+def _header(file: Path, line: str, delimiter: str) -> tuple[str, ...]:
     names = tuple(name.strip().strip('"') for name in line.split(delimiter))
     if len(set(names)) != len(names) or not all(names):
-        raise InputError(f"the first line must name each column once, got {line[:120]!r}")
+        raise InputError(f"{file}: the first line must name each column once, got {line[:120]!r}")
     return names
 
 
@@ -286,10 +286,6 @@ def _suffix(file: Path) -> str:
 
 def _stem(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).stem or path.name
-
-
-def _where(source: Source) -> str:
-    return str(source.files[0]) if source.files else source.name
 
 
 def _quiet(text: str) -> None:

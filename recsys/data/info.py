@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from recsys.data.sequences import SequenceDataset
+from recsys.errors import InputError
 
 _SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
@@ -100,7 +101,12 @@ def _time_range(dataset: SequenceDataset) -> list[str] | None:
     """First and last time in ISO form, UTC; None without times."""
     if dataset.timestamps is None:
         return None
-    second = _SECOND[dataset.info["time_unit"]]
+    unit = dataset.info.get("time_unit")
+    if unit not in _SECOND:
+        raise InputError(
+            f"{dataset.name}: dataset.json is damaged: its time_unit is {unit!r}; prepare it again"
+        )
+    second = _SECOND[unit]
     ends = (int(dataset.timestamps.min()), int(dataset.timestamps.max()))
     try:
         return [datetime.fromtimestamp(end / second, UTC).isoformat() for end in ends]

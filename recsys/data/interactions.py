@@ -49,3 +49,8 @@ class Source:
     min_user_events: int = 1
     """The k-core that the source's users expect, where the caller does not say."""
     min_item_events: int = 1
+
+    @property
+    def where(self) -> str:
+        """What messages call it: its file, or its name where it has none or several."""
+        return str(self.files[0]) if len(self.files) == 1 else self.name

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 import recsys
 from recsys.config import to_dict
+from recsys.data.columns import count_of, typed_log
 from recsys.data.formats import Report, read_rows
 from recsys.data.interactions import Columns, Source
 from recsys.data.sequences import FORMAT_VERSION, SequenceDataset, fingerprint, write_sequences
@@ -22,6 +23,7 @@ from recsys.errors import InputError, WorkError
 
 Duplicates = Literal["exact", "keep", "first", "last", "consecutive"]
 BATCH_ROWS = 1 << 20
+OWN_FILES = ("dataset.json", "sequences.arrow", "items.parquet", "info.png")
 ITEM_COLUMNS = ("title", "brand", "categories", "text")
 
 
@@ -98,8 +100,8 @@ def _prepare_into(folder: Path, source: Source, config: DataConfig, report: Repo
     try:
         wish = Columns(config.user_column, config.item_column, config.time_column)
         raw = con.create_table("raw", read_rows(con, source, wish, report), temp=True)
-        log, unit = _typed(con, raw, source, report)
-        total = _count(log)
+        log, unit = typed_log(con, raw, source, report)
+        total = count_of(log)
         log, dropped = _without_duplicates(con, log, config.duplicates, unit is not None, report)
         least_user = config.min_user_events or source.min_user_events
         least_item = config.min_item_events or source.min_item_events
@@ -118,102 +120,6 @@ def _prepare_into(folder: Path, source: Source, config: DataConfig, report: Repo
         _write(con, log, folder, source, facts)
     finally:
         con.disconnect()
-
-
-def _typed(con: Any, raw: Any, source: Source, report: Report) -> tuple[Any, str | None]:
-    """(log with ids as int64 or text and times as int64, the unit of time or None)."""
-    if _count(raw) == 0:
-        raise InputError(f"{_name(source)} is empty: it has no interactions")
-    for column in ("user", "item"):
-        _refuse_nulls(raw, column, source)
-    user, item = (_id(raw, column, report) for column in ("user", "item"))
-    if not _value(raw.time.notnull().any()):
-        log = raw.select(user=user, item=item, time=raw.row, row=raw.row)
-        return con.create_table("log", log, temp=True), None
-    _refuse_nulls(raw, "time", source)
-    time, unit = _time(raw, source)
-    return con.create_table(
-        "log", raw.select(user=user, item=item, time=time, row=raw.row), temp=True
-    ), unit
-
-
-def _id(raw: Any, column: str, report: Report) -> Any:
-    """The id column as int64 where every value is a whole number as written, else as text."""
-    values = raw[column]
-    if values.type().is_integer():
-        return values.cast("int64")
-    if values.type().is_floating():
-        whole = _value((values == values.floor()).all())
-        return values.cast("int64") if whole else values.cast("string")
-    text = values.cast("string")
-    # 007 and +7 are not the whole number 7: they would not come back as they were.
-    as_written = text == text.try_cast("int64").cast("string")
-    numbers = as_written.fill_null(False)
-    if _value(numbers.all()):
-        return text.try_cast("int64")
-    if _value(numbers.any()):
-        report(f"{column} ids are of mixed types: all are kept as text")
-    return text
-
-
-def _time(raw: Any, source: Source) -> tuple[Any, str]:
-    """The time column as int64 and its unit."""
-    import ibis
-
-    values = raw.time
-    if values.type().is_timestamp() or values.type().is_date():
-        return _microseconds(values.cast("timestamp")), "us"
-    if values.type().is_integer():
-        return values.cast("int64"), _unit(_value(values.max()))
-    number = values.try_cast("float64")
-    if _value(number.notnull().all()):
-        whole = values.try_cast("int64")
-        if not _value((number == number.floor()).all()):
-            return (number * 1_000_000).round().cast("int64"), "us"
-        exact = ibis.coalesce(whole, number.cast("int64"))
-        return exact, _unit(_value(exact.max()))
-    moment = values.cast("string").try_cast("timestamp")
-    bad = raw.filter(moment.isnull() if _value(number.isnull().all()) else number.isnull())
-    if _count(bad):
-        (first,) = bad.order_by("row").select("time", "row").limit(1).to_pyarrow().to_pylist()
-        raise InputError(
-            f"{_name(source)}: the time {first['time']!r} {_row(source, first['row'])} is"
-            " neither a number nor an ISO date; mend it or choose another --time-column"
-        )
-    return _microseconds(moment), "us"
-
-
-def _microseconds(moment: Any) -> Any:
-    """A timestamp column as int64 microseconds since 1970, UTC."""
-    return moment.truncate("s").epoch_seconds().cast("int64") * 1_000_000 + moment.microsecond()
-
-
-def _unit(newest: int) -> str:
-    """The unit of integer times, from the size of the newest: s, ms, us or ns since 1970."""
-    for unit, below in (("s", 10**11), ("ms", 10**14), ("us", 10**17)):
-        if newest < below:
-            return unit
-    return "ns"
-
-
-def _refuse_nulls(raw: Any, column: str, source: Source) -> None:
-    missing = raw.filter(raw[column].isnull())
-    count = _count(missing)
-    if count:
-        first = _value(missing.row.min())
-        raise InputError(
-            f"{_name(source)}: {count:,} rows have no {column}, the first {_row(source, first)};"
-            " remove them or fill them in"
-        )
-
-
-def _row(source: Source, row: int) -> str:
-    """Where a row stands, in words; line numbers count the header."""
-    number, place = row >> 40, row & ((1 << 40) - 1)
-    if source.table is not None or source.format in ("parquet", "sequences"):
-        return f"in row {place + 1}"
-    header = source.format == "csv" and source.header is None
-    return f"in line {place + 1 + header} of {source.files[number].name}"
 
 
 def _without_duplicates(
@@ -238,7 +144,7 @@ def _without_duplicates(
         marked = log.mutate(place=place)
         kept = marked.filter(marked.place == 0).drop("place")
     kept = con.create_table("deduplicated", kept.select("user", "item", "time", "row"), temp=True)
-    dropped = _count(log) - _count(kept)
+    dropped = count_of(log) - count_of(kept)
     if dropped:
         report(f"duplicates: {dropped:,} rows dropped (data.duplicates={which})")
     return kept, dropped
@@ -248,7 +154,7 @@ def _k_core(
     con: Any, log: Any, least_user: int, least_item: int, source: Source, report: Report
 ) -> Any:
     """The largest part of the log in which every user and item has enough interactions."""
-    before = total = _count(log)
+    before = total = count_of(log)
     rounds = 0
     while least_user > 1 or least_item > 1:
         for column, least in (("user", least_user), ("item", least_item)):
@@ -257,13 +163,13 @@ def _k_core(
                 log = log.semi_join(counts.filter(counts.events >= least), column)
         log = con.create_table(f"core_{rounds}", log, temp=True)
         rounds += 1
-        after = _count(log)
+        after = count_of(log)
         if after == before:
             break
         before = after
     if before == 0:
         raise InputError(
-            f"nothing is left of {total:,} interactions of {_name(source)} with min_user_events="
+            f"nothing is left of {total:,} interactions of {source.where} with min_user_events="
             f"{least_user} and min_item_events={least_item}; lower them"
         )
     if rounds:
@@ -358,24 +264,23 @@ def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _value(expression: Any) -> Any:
-    """A scalar expression's value. Through Arrow: `execute` would go through pandas."""
-    return expression.to_pyarrow().as_py()
-
-
-def _count(table: Any) -> int:
-    return _value(table.count())
-
-
-def _name(source: Source) -> str:
-    return str(source.files[0]) if len(source.files) == 1 else source.name
-
-
 def _replace(new: Path, out: Path, old: Path) -> None:
-    """Put the new folder in place of `out`; what was there is moved away first, then removed."""
-    if out.exists():
-        os.replace(out, old)
-    os.replace(new, out)
+    """Put the new folder in place of `out`; what was there is moved away first, then removed.
+
+    Files in `out` that are not a data set's own are kept.
+    """
+    if not out.exists():
+        os.replace(new, out)
+        return
+    os.replace(out, old)
+    try:
+        os.replace(new, out)
+    except BaseException:
+        os.replace(old, out)
+        raise
+    for other in old.iterdir():
+        if other.name not in OWN_FILES:
+            os.replace(other, out / other.name)
 
 
 def _is_disk_full(error: BaseException) -> bool:

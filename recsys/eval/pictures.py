@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 
 from recsys.checkpoint import HISTORY, written_whole
+from recsys.errors import InputError
 
 
 def plot_training(run: Path) -> Path | None:
     """Draw loss and validation metrics over epochs into RUN/training.png; None without epochs."""
-    lines = (run / HISTORY).read_text(encoding="utf-8").splitlines()
-    records = [record for record in map(json.loads, lines) if record.get("stage") == "train"]
+    try:
+        lines = (run / HISTORY).read_text(encoding="utf-8").splitlines()
+        records = [record for record in map(json.loads, lines) if record.get("stage") == "train"]
+    except ValueError as error:
+        raise InputError(f"{run / HISTORY} is damaged: {error}") from None
     if not records:
         return None
     from matplotlib.figure import Figure

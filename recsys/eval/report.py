@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from recsys.checkpoint import CONFIG, load_model, read_json
+from recsys.checkpoint import CONFIG, Device, device_of, load_model, read_config
 from recsys.config import from_dict
 from recsys.data.loader import flat_positions
 from recsys.data.sequences import SequenceDataset
@@ -43,7 +43,7 @@ def evaluate_run(
     through: Through = "exact",
     *,
     dataset: SequenceDataset | None = None,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> dict[str, Any]:
     """The contents of metrics.json for a run. `dataset` stands in where the prepared folder has
     moved.
@@ -55,21 +55,21 @@ def evaluate_run(
     for word, known in ((part, Part), (seen, Seen), (through, Through)):
         if word not in get_args(known):
             raise InputError(f"{word!r} is none of {', '.join(get_args(known))}")
-    config = _saved(run)
+    config = read_config(run)
     dataset = _the_data(run, config, dataset)
-    parts = split(dataset, from_dict(SplitConfig, config["split"], "split"))
+    parts = split(dataset, _split_config(run, config))
     if config["refit"] and part == "valid":
         raise InputError(
             f"{run} was refitted on train and valid together: only --split test is fair"
         )
     queries = parts.test if part == "test" else parts.valid
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    place = device_of(device)
     started = time.perf_counter()
     if through == "index":
         retriever = Retriever.load(run, index="index")
         evaluation = evaluate_through(retriever, dataset, queries, seen, max(ks))
     else:
-        evaluation = evaluate(load_model(run, device), dataset, queries, seen, device)
+        evaluation = evaluate(load_model(run, place), dataset, queries, seen, place)
     metrics = evaluation.with_intervals(ks)
     seconds = time.perf_counter() - started
     return {
@@ -98,20 +98,25 @@ def evaluate_run(
 
 
 def compare_runs(
-    runs: Sequence[str | Path], ks: Sequence[int] = DEFAULT_KS, seen: Seen = "mask"
+    runs: Sequence[str | Path],
+    ks: Sequence[int] = DEFAULT_KS,
+    seen: Seen = "mask",
+    *,
+    dataset: SequenceDataset | None = None,
 ) -> dict[str, Any]:
-    """Test metrics of several runs, and the paired difference of each to the first.
+    """Test metrics of several runs, and the paired difference of each to the first. `dataset`
+    stands in where the prepared folder has moved.
 
     Raises InputError unless all were trained on the same data under the same split.
     """
     if len(runs) < 2:
         raise InputError("compare takes two runs or more")
-    ks, first = check_ks(ks), _saved(Path(runs[0]))
-    dataset = _the_data(Path(runs[0]), first, None)
-    queries = split(dataset, from_dict(SplitConfig, first["split"], "split")).test
+    ks, first = check_ks(ks), read_config(Path(runs[0]))
+    dataset = _the_data(Path(runs[0]), first, dataset)
+    queries = split(dataset, _split_config(Path(runs[0]), first)).test
     rows, evaluations = [], []
     for run in map(Path, runs):
-        config = _saved(run)
+        config = read_config(run)
         for section, same in SAME:
             if config[section][same] != first[section][same]:
                 raise InputError(
@@ -174,16 +179,11 @@ def _baselines(
     return results
 
 
-def _saved(run: Path) -> dict[str, Any]:
-    """The config.json of a run, with all that is read of it here."""
-    config = read_json(run / CONFIG)
+def _split_config(run: Path, config: dict[str, Any]) -> SplitConfig:
     try:
-        for section, name in (*SAME, ("dataset", "path"), ("model", "name")):
-            config[section][name]
-        config["refit"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{run / CONFIG} is damaged: {error} is missing") from None
-    return config
+        return from_dict(SplitConfig, config["split"], "split")
+    except InputError as error:
+        raise InputError(f"{run / CONFIG} is damaged: {error}") from None
 
 
 def _the_data(

@@ -94,6 +94,8 @@ def pairs(facts: dict[str, Any]) -> None:
     """Names and values."""
     console = _console()
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         if isinstance(value, dict):
             inner = "  ".join(f"{key} {_plain(part)}" for key, part in value.items())
@@ -174,7 +176,7 @@ def examples(run: Path, dataset: SequenceDataset, users: int = 3) -> None:
     """What a few users chose last and what the run would show them next."""
     console = _console()
     retriever = Retriever.load(run)
-    for user in np.linspace(0, len(dataset) - 1, users + 2).astype(int)[1:-1]:
+    for user in np.unique(np.linspace(0, len(dataset) - 1, users + 2).astype(int)[1:-1]):
         history = retriever.vocab.decode(dataset[user])
         found = retriever.recommend(history, k=3)
         titles = retriever.titles(history[-3:])

@@ -23,7 +23,7 @@ class Popular(CountingModel):
         """Count only the last so many days of training; all of it where not given."""
 
         def __post_init__(self) -> None:
-            if self.days is not None and self.days <= 0:
+            if self.days is not None and not self.days > 0:
                 raise InputError(f"model.days must be above 0, got {self.days}")
 
     def __init__(self, config: Config, num_items: int):

@@ -36,7 +36,8 @@ class SASRec(SequenceModel):
         """Share of values dropped in embeddings, attention and branches, in [0, 1)."""
 
         def __post_init__(self) -> None:
-            if self.dim < 1 or self.num_layers < 1 or self.num_heads < 1 or self.max_len < 1:
+            sizes = (self.dim, self.num_layers, self.num_heads, self.max_len)
+            if min(sizes) < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
                 raise InputError(f"model sizes must be at least 1, got {self}")
             if self.dim % self.num_heads:
                 raise InputError(
@@ -49,13 +50,14 @@ class SASRec(SequenceModel):
     def __init__(self, config: Config, num_items: int):
         super().__init__()
         self.max_len = config.max_len
+        hidden_dim = config.dim if config.hidden_dim is None else config.hidden_dim
         self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=PAD)
         self.positions = nn.Embedding(config.max_len, config.dim)
         self.blocks = nn.ModuleList(
             PreNormBlock(
                 config.dim,
                 CausalSelfAttention(config.dim, config.num_heads, config.dropout),
-                FeedForward(config.dim, config.hidden_dim or config.dim, config.dropout),
+                FeedForward(config.dim, hidden_dim, config.dropout),
                 config.dropout,
             )
             for _ in range(config.num_layers)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recsys.checkpoint import CONFIG, read_json, written_whole
+from recsys.checkpoint import DATA_FACTS, read_config, written_whole
 from recsys.data.loader import collate, flat_positions
 from recsys.data.sequences import SequenceDataset
 from recsys.errors import InputError
@@ -28,7 +28,7 @@ def recommend_all(
     """
     import pyarrow.parquet as pq
 
-    about = read_json(run / CONFIG)["dataset"]
+    about = read_config(run, DATA_FACTS)["dataset"]
     dataset = SequenceDataset.load(data or about["path"])
     if dataset.fingerprint != about["fingerprint"]:
         raise InputError(

@@ -120,11 +120,11 @@ def load_index(run: Path) -> Index:
     """The index of a run. InputError if there is none, or it is damaged or of other weights."""
     if not (run / INDEX).is_file():
         raise InputError(f"{run} has no index: build one with `recsys index {run} --type hnsw`")
-    facts = read_json(run / FACTS)
     try:
+        facts = read_json(run / FACTS)
         kind, width = facts["kind"], int(facts["dim"]) + EXTRA_DIMS[facts["kind"]]
         index_sha256, weights_sha256 = facts["index_sha256"], facts["weights_sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (InputError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{run / FACTS} is damaged ({error!r}); run `recsys index {run} --type …` again"
         ) from None

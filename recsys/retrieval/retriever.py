@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recsys.batch import Batch
-from recsys.checkpoint import CONFIG, ITEMS, load_model, read_items, read_json
+from recsys.checkpoint import ITEMS, MODEL_FACTS, load_model, read_config, read_items
 from recsys.data.vocab import Vocab
 from recsys.errors import InputError
 from recsys.models.base import Recommender, Scorer, SequenceModel
@@ -83,7 +83,7 @@ class Retriever:
             torch.set_num_threads(threads)
         run = Path(run)
         model, catalogue = load_model(run, device), read_items(run)
-        trained_on = int(read_json(run / CONFIG)["dataset"]["items"])
+        trained_on = read_config(run, MODEL_FACTS)["dataset"]["items"]
         if catalogue.num_rows != trained_on:
             raise InputError(
                 f"{run / ITEMS} names {catalogue.num_rows:,} items, the model was trained on"

@@ -68,7 +68,7 @@ class TrainerConfig:
             if not getattr(self, name) > 0:
                 raise InputError(f"trainer.{name} must be above 0, got {getattr(self, name)}")
         for name in ("weight_decay", "warmup_steps", "grad_clip", "patience", "save_every_seconds"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise InputError(f"trainer.{name} must not be negative, got {getattr(self, name)}")
 
 
@@ -143,7 +143,7 @@ class Trainer:
         self._last_save = time.monotonic()
         self._base_lr = config.lr
         # Reading a loss waits for the device; on a GPU it is done for many steps at once.
-        self._check_every = 1 if accelerator.device.type == "cpu" else 50
+        self._check_every = 1 if accelerator.device.type == "cpu" else 50 * config.accumulate
 
     def fit(self, validate: Callable[[], dict[str, float]] | None, watcher: Watcher) -> Progress:
         """Train until `epochs` or `patience` ends it.
@@ -204,7 +204,7 @@ class Trainer:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad /= pairs
-        total = math.ceil(len(self.loader) / config.accumulate) * config.epochs
+        total = self._steps_an_epoch * config.epochs
         factor = learning_rate_factor(at.step, total, config.warmup_steps, config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self._base_lr * factor
@@ -214,13 +214,23 @@ class Trainer:
         self.optimizer.zero_grad()
         at.step += 1
 
+    @property
+    def _steps_an_epoch(self) -> int:
+        return math.ceil(len(self.loader) / self.config.accumulate)
+
+    def _step_of(self, batch: int) -> int:
+        """The optimizer step, from 1, that batch number `batch` of this epoch belongs to."""
+        return self.progress.epoch * self._steps_an_epoch + math.ceil(
+            batch / self.config.accumulate
+        )
+
     def _read(self, losses: list[Tensor]) -> None:
         """Add losses to the epoch's sum; refuse one that is not finite."""
         total = float(torch.stack(losses).double().sum())
         if not math.isfinite(total):
             at = self.progress
-            first = at.step - len(losses) // self.config.accumulate + 1
-            where = f"step {at.step}" if first >= at.step else f"steps {first} to {at.step}"
+            first, last = self._step_of(at.batch - len(losses) + 1), self._step_of(at.batch)
+            where = f"step {last}" if first == last else f"steps {first} to {last}"
             raise WorkError(
                 f"the loss is not a number at {where} (epoch {at.epoch + 1}, batch {at.batch});"
                 " try a lower trainer.lr, trainer.warmup_steps or trainer.precision=float32. The"

@@ -18,14 +18,13 @@ from recsys.batch import Batch
 from recsys.checkpoint import read_tensors, write_tensors
 from recsys.data.loader import TrainLoader
 from recsys.data.split import SplitConfig, split
-from recsys.errors import InputError, WorkError
+from recsys.errors import InputError, Interrupted, WorkError
 from recsys.eval.evaluator import evaluate
 from recsys.models.base import SequenceModel
 from recsys.models.sasrec import SASRec
 from recsys.training.losses import SampledSoftmax, Softmax
 from recsys.training.objectives import Objective, next_item
 from recsys.training.trainer import (
-    Interrupted,
     Progress,
     Trainer,
     TrainerConfig,
@@ -177,10 +176,11 @@ def test_stopping_after_every_single_step_changes_nothing(tmp_path: Path):
     whole.fit(validation(whole), Notes())
 
     pieces, stops = trainer(**RESUMED), 0
-    while pieces.progress.epoch < 2:
+    for _ in range(20):
         notes = Notes(step=pieces.progress.step + 1)
         try:
             pieces.fit(validation(pieces), notes)
+            break
         except Interrupted:
             stops += 1
             pieces = go_on(notes.saved[-1], tmp_path / "state")
@@ -212,14 +212,32 @@ def test_a_stop_when_all_is_done_is_no_interruption():
     assert done.fit(None, Notes(epoch=1)).epoch == 1
 
 
-def test_a_state_is_saved_each_epoch_and_within_one_when_it_is_due():
-    rare, often = Notes(), Notes()
-    trainer().fit(None, rare)
-    trainer(save_every_seconds=0.0).fit(None, often)
-    assert [(meta["epoch"], meta["batch"]) for _, meta in rare.saved] == [(1, 0), (2, 0)]
-    within = [(epoch, batch) for epoch in (0, 1) for batch in (1, 2, 3, 4, 5)]
-    places = [(meta["epoch"], meta["batch"]) for _, meta in often.saved]
-    assert places == [*within[:5], (1, 0), *within[5:], (2, 0)]
+class Clock(Notes):
+    """Notes under which every batch takes a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def batch(self, progress: Progress, num_batches: int) -> None:
+        self.now += 1.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "places"),
+    [
+        (99.0, [(1, 0), (2, 0)]),
+        (2.5, [(0, 3), (1, 0), (1, 3), (2, 0)]),
+        (1.5, [(0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0)]),
+    ],
+)
+def test_a_state_is_saved_each_epoch_and_within_one_when_it_is_due(
+    monkeypatch: pytest.MonkeyPatch, seconds, places
+):
+    clock = Clock()
+    monkeypatch.setattr("recsys.training.trainer.time.monotonic", lambda: clock.now)
+    trainer(save_every_seconds=seconds).fit(None, clock)
+    assert [(meta["epoch"], meta["batch"]) for _, meta in clock.saved] == places
 
 
 def test_the_seed_decides_the_weights():
@@ -248,6 +266,21 @@ def test_an_epoch_counts_every_interaction_once():
     assert [record["epoch"] for record in notes.records] == [1, 2]
     assert {record["interactions"] for record in notes.records} == {sum(map(len, SHOWN))}
     assert all(record["seconds"] > 0 for record in notes.records)
+
+
+def test_every_epoch_shows_the_same_histories_in_another_order():
+    shown: list[list[int]] = []
+    sound = next_item(Softmax(), COUNTS)
+
+    def looking(model: SequenceModel, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        rows = zip(batch.items_BT.tolist(), batch.lengths_B.tolist(), strict=True)
+        shown.extend(items[:length] for items, length in rows)
+        return sound(model, batch)
+
+    trainer(objective=looking).fit(None, Notes())
+    first, second = shown[: len(SHOWN)], shown[len(SHOWN) :]
+    assert sorted(first) == sorted(second) == sorted(SHOWN)
+    assert first != second
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_its_pairs():

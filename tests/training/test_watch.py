@@ -16,11 +16,11 @@ from worlds import cycle_world
 from recsys.checkpoint import HISTORY, STATE, WEIGHTS, read_tensors
 from recsys.data.loader import TrainLoader
 from recsys.data.split import SplitConfig, split
-from recsys.errors import InputError
+from recsys.errors import InputError, Interrupted
 from recsys.models.sasrec import SASRec
 from recsys.training.losses import Softmax
 from recsys.training.objectives import next_item
-from recsys.training.trainer import Interrupted, Progress, Trainer, TrainerConfig
+from recsys.training.trainer import Progress, Trainer, TrainerConfig
 from recsys.training.watch import (
     FolderWatcher,
     PlainReporter,

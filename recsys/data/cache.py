@@ -1,0 +1,62 @@
+"""A data set from whatever a user names: a prepared folder, or a source prepared into the cache."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from recsys.config import to_dict
+from recsys.data.formats import Report, source_from_table
+from recsys.data.interactions import Columns, Source
+from recsys.data.prepare import DataConfig, prepare
+from recsys.data.sequences import SequenceDataset
+from recsys.data.sources import cache_dir, resolve
+from recsys.errors import InputError
+
+
+def open_data(data: Any, config: DataConfig, report: Report) -> tuple[SequenceDataset, Path]:
+    """(data set, its folder) of a prepared folder, or of a source prepared into the cache."""
+    if is_prepared(data):
+        if config != DataConfig():
+            raise InputError(
+                f"{data} is prepared already: settings named data.* apply when a log is prepared"
+            )
+        return SequenceDataset.load(data), Path(data).resolve()
+    if isinstance(data, str | Path) and (Path(data) / "sequences.arrow").is_file():
+        raise InputError(f"{data} is damaged: it has no dataset.json; prepare it again")
+    source = source_of(data, config, report)
+    folder = _place(source, config)
+    if is_prepared(folder):
+        try:
+            dataset = SequenceDataset.load(folder)
+        except InputError as error:
+            report(f"{error}: preparing it anew")
+        else:
+            report(f"using the data prepared before in {folder}")
+            return dataset, folder
+    return prepare(source, folder, config, report=report), folder
+
+
+def is_prepared(data: Any) -> bool:
+    """True for a folder with a dataset.json."""
+    return isinstance(data, str | Path) and (Path(data) / "dataset.json").is_file()
+
+
+def source_of(data: Any, config: DataConfig, report: Report) -> Source:
+    """The source that a name, a path, a pandas DataFrame or an Arrow table stands for."""
+    columns = Columns(config.user_column, config.item_column, config.time_column)
+    if isinstance(data, str | Path):
+        return resolve(str(data), report=report, columns=columns)
+    return source_from_table(data, columns, "dataframe")
+
+
+def _place(source: Source, config: DataConfig) -> Path:
+    """Where the cache keeps this source prepared in this way: a folder named after both."""
+    digest = hashlib.sha256(json.dumps([source.name, to_dict(config)]).encode())
+    for file in source.files:
+        status = file.stat()
+        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    if source.table is not None:
+        for batch in source.table.to_batches():
+            digest.update(batch.serialize())
+    return cache_dir() / "prepared" / f"{source.name.replace(':', '-')}-{digest.hexdigest()[:12]}"

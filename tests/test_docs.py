@@ -1,0 +1,61 @@
+"""Every command and every piece of Python in the documentation does what it says."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recsys.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of each block that is to be run, in order."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all pages, so that the sample is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def run_commands(text: str) -> None:
+    """Lines of `recsys …` one after the other in this process; a block of anything else by sh."""
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    if not all(line.startswith("recsys ") for line in lines):
+        subprocess.run(["sh", "-e", "-c", text], check=True, capture_output=True)
+        return
+    for line in lines:
+        with pytest.raises(SystemExit) as left:
+            main(shlex.split(line, comments=True)[1:])
+        assert not left.value.code, line
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name
+)
+def test_a_page_of_the_documentation_works_from_top_to_bottom(
+    page: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RECSYS_CACHE", str(cache))
+    monkeypatch.delenv("RECSYS_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    # Where sh runs a block, it finds the command of the environment that runs the tests.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
+    names: dict[str, object] = {"__name__": "__main__"}
+    for language, text in blocks(page):
+        if language == "sh":
+            run_commands(text)
+        else:
+            exec(compile(text, str(page), "exec"), names)
+
+
+def test_there_are_pages_to_check():
+    assert sum(len(blocks(page)) for page in PAGES) >= 10
