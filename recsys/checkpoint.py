@@ -36,7 +36,6 @@ HISTORY, METRICS, STATE = "history.jsonl", "metrics.json", "state/trainer.safete
 MODEL_FACTS: dict[str, type] = {"model.name": str, "dataset.items": int}
 """What a model cannot be loaded without, in config.json."""
 DATA_FACTS: dict[str, type] = {
-    "dataset.name": str,
     "dataset.path": str,
     "dataset.fingerprint": str,
 }
@@ -44,6 +43,7 @@ DATA_FACTS: dict[str, type] = {
 RUN_FACTS: dict[str, type] = {
     **MODEL_FACTS,
     **DATA_FACTS,
+    "dataset.name": str,
     "refit": bool,
     "split.kind": str,
     "split.target": str,
@@ -104,7 +104,8 @@ def read_config(run: Path, needed: dict[str, type] = RUN_FACTS) -> dict[str, Any
         value: Any = config
         for key in name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or (name == "dataset.items" and value < 1):
+        empty = name == "dataset.items" and isinstance(value, int) and value < 1
+        if not isinstance(value, kind) or empty:
             raise InputError(f"{run / CONFIG} is damaged: {name} is {value!r}")
     return config
 
