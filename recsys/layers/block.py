@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from recsys.layers.dropout import Dropout
+
 
 class PreNormBlock(nn.Module):
     """x + mixer(norm(x)), then x + feedforward(norm(x)), each branch under dropout."""
@@ -12,7 +14,7 @@ class PreNormBlock(nn.Module):
         self.mixer = mixer
         self.feedforward_norm = nn.LayerNorm(dim)
         self.feedforward = feedforward
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""

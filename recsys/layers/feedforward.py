@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from recsys.layers.dropout import Dropout
+
 
 class FeedForward(nn.Module):
     """Two linear maps with a ReLU between them, applied at each position."""
@@ -9,7 +11,10 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, dropout: float):
         super().__init__()
         self.net = nn.Sequential(
-            nn.Linear(dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden_dim, dim)
+            nn.Linear(dim, hidden_dim),
+            nn.ReLU(inplace=True),
+            Dropout(dropout),
+            nn.Linear(hidden_dim, dim),
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from recsys.batch import PAD, Batch
 from recsys.errors import InputError
 from recsys.layers.attention import CausalSelfAttention
 from recsys.layers.block import PreNormBlock
+from recsys.layers.dropout import Dropout
 from recsys.layers.feedforward import FeedForward
 from recsys.models.base import SequenceModel
 
@@ -63,7 +64,7 @@ class SASRec(SequenceModel):
             for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         # Small item vectors: the softmax starts near uniform and the first steps are not wasted on
         # taking back random preferences. The input is scaled up by sqrt(dim), as in the paper.
         nn.init.normal_(self.items.weight, std=config.dim**-0.5 * 0.1)

@@ -2,15 +2,15 @@
 
 from recsys.models.sasrec import SASRec
 from recsys.settings import RunConfig
-from recsys.training.losses import Softmax
+from recsys.training.losses import SampledSoftmax
 from recsys.training.trainer import TrainerConfig
 
 
 def recipe() -> RunConfig:
-    """Full softmax, wide vectors under strong dropout."""
+    """1,024 uniform negatives shared by a batch, wide vectors under strong dropout."""
     return RunConfig(
         model_name="sasrec",
         model=SASRec.Config(dim=128, num_layers=2, num_heads=2, max_len=50, dropout=0.5),
-        loss=Softmax(),
+        loss=SampledSoftmax(num_negatives=1024),
         trainer=TrainerConfig(epochs=60, batch_size=256, lr=1e-3, weight_decay=0.01, patience=8),
     )

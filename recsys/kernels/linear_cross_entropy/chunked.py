@@ -47,6 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         num_rows, num_items = len(x), len(table)
         chunk = _rows_per_chunk(num_rows, num_items, x.element_size())
         logits_CV = x.new_empty(chunk, num_items)
+        rows_C = torch.arange(chunk, device=x.device)
         grad_x = torch.empty_like(x_ND)
         grad_table = torch.zeros(table.shape, dtype=accumulator, device=x.device)
         loss = torch.zeros((), dtype=accumulator, device=x.device)
@@ -56,8 +57,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss_C, probability_CV = _softmax_in_place(logits_CV, target_C[:, None], accumulator)
             loss += (weight_C.to(accumulator) * loss_C).sum()
             # From here on: d loss / d logits = weight * (probability - one hot).
-            minus_one = probability_CV.new_full((chunk, 1), -1)
-            probability_CV.scatter_add_(1, target_C[:, None], minus_one)
+            # Not scatter_add_, which copies the whole of a bf16 tensor twice on a CPU.
+            probability_CV[rows_C, target_C] -= 1
             real = min(chunk, num_rows - start)
             grad_CD = torch.mm(probability_CV, table).to(accumulator) * weight_C[:, None]
             grad_x[start : start + real] = grad_CD[:real]
@@ -95,13 +96,22 @@ def _softmax_in_place(
     logits_CV: Tensor, target_C1: Tensor, accumulator: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """([C] cross-entropy in the accumulator's dtype, [C, V] probabilities in the logits' place)."""
-    top_C, top_index_C = logits_CV.max(dim=1)
+    top_C = logits_CV.amax(dim=1)
     target_logit_C = logits_CV.gather(1, target_C1)[:, 0].to(accumulator)
     probability_CV = torch._softmax(logits_CV, 1, False, out=logits_CV)
-    # lse = max - log p(argmax): p(argmax) is at least 1/V, so the logarithm is always safe, where
+    # lse = max - log(max p): the largest p is at least 1/V, so the logarithm is always safe, where
     # log p(target) would underflow for a target far below the best item.
-    top_p_C = probability_CV.gather(1, top_index_C[:, None])[:, 0].to(accumulator)
+    top_p_C = _largest(probability_CV).to(accumulator)
     return top_C.to(accumulator) - top_p_C.log() - target_logit_C, probability_CV
+
+
+def _largest(probability_CV: Tensor) -> Tensor:
+    """[C] row maxima of floats that are not negative, whose bits are in order as whole numbers.
+
+    On two cores 8 times faster in bf16 than `amax`, and 30 times than `max` with its index.
+    """
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[probability_CV.element_size()]
+    return probability_CV.view(bits).amax(dim=1).view(probability_CV.dtype)
 
 
 def _rows_per_chunk(num_rows: int, num_items: int, element_size: int) -> int:

@@ -1,0 +1,66 @@
+"""Attention: its two ways of computing are one definition."""
+
+import pytest
+import torch
+from torch import nn
+
+from recsys.layers.attention import CausalSelfAttention, attend_with_dropout
+
+
+class KeepFirstHalf(nn.Module):
+    """A dropout whose mask is known: weights on the first half of the history stay."""
+
+    def forward(self, weight_NTT: torch.Tensor) -> torch.Tensor:
+        kept = torch.arange(weight_NTT.shape[2]) < weight_NTT.shape[2] // 2
+        return weight_NTT * kept
+
+
+def heads(batch: int, num_heads: int, steps: int, dim: int) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    shape = (3, batch, num_heads, steps, dim)
+    return torch.randn(shape, dtype=torch.float64).requires_grad_().unbind(0)
+
+
+def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(v)
+    for step in range(q.shape[2]):
+        score = (q[:, :, step, None] * k[:, :, : step + 1]).sum(-1) / q.shape[3] ** 0.5
+        weight = score.exp() / score.exp().sum(-1, keepdim=True)
+        kept = weight * (torch.arange(step + 1) < q.shape[2] // 2)
+        out[:, :, step] = (kept[..., None] * v[:, :, : step + 1]).sum(-2)
+    return out
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 7, 5), (3, 2, 10, 4)])
+def test_weights_are_a_softmax_over_the_past_and_then_dropped(shape):
+    q, k, v = heads(*shape)
+    torch.testing.assert_close(
+        attend_with_dropout(q, k, v, KeepFirstHalf()), by_definition(q, k, v)
+    )
+
+
+def test_without_dropping_it_equals_the_fused_form_with_its_gradients():
+    outcomes = []
+    for attend in (
+        lambda q, k, v: attend_with_dropout(q, k, v, nn.Identity()),
+        lambda q, k, v: nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True),
+    ):
+        parts = heads(2, 3, 9, 4)
+        out = attend(*parts)
+        outcomes.append((out, *torch.autograd.grad((out**2).sum(), parts)))
+    for got, wanted in zip(*outcomes, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_dropout_in_training_keeps_the_mean():
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(8, 2, dropout=0.3)
+    x = torch.randn(4, 6, 8)
+    with torch.no_grad():
+        mean = torch.stack([attention.train()(x) for _ in range(3000)]).mean(dim=0)
+        torch.testing.assert_close(mean, attention.eval()(x), atol=0.03, rtol=0)
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="multiple of num_heads, got 8 and 3"):
+        CausalSelfAttention(8, 3, dropout=0.0)
