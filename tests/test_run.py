@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -268,6 +270,21 @@ def test_training_works_beside_the_main_thread_and_leaves_signals_alone():
     assert runs == [Path("run")]
     assert Path("run/metrics.json").is_file()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_prepared_data_set_needs_no_engine_no_index_and_no_frames():
+    folder = Path("prepared").resolve()
+    recsys.prepare(cycle(), folder)
+    code = f"""
+import sys, recsys
+run = recsys.train({str(folder)!r}, settings={QUICK!r}, out="run")
+assert recsys.evaluate(run)["users"] == {USERS}
+assert len(recsys.Retriever.load(run).recommend([101], k=3).items) == 3
+loaded = {{"ibis", "duckdb", "faiss", "pandas", "matplotlib"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_everything_that_is_named_can_be_imported():

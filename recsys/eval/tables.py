@@ -12,6 +12,9 @@ from recsys.data.sequences import SequenceDataset
 from recsys.retrieval.retriever import Recommendations, Retriever
 
 
+COUNTS = ("users", "items", "interactions")
+
+
 def _console() -> Console:
     """Prints names as they are: an id or title that looks like markup is none."""
     return Console(highlight=False, markup=False, emoji=False)
@@ -112,6 +115,8 @@ def _plain(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.6g}"
+    if isinstance(value, list):  # a range
+        return " – ".join(map(_plain, value))
     return str(value)
 
 
@@ -119,13 +124,13 @@ def sources(result: dict[str, Any]) -> None:
     """Named sources and where their files are."""
     console = _console()
     table = Table()
-    for column in ("name", "what", "users", "items", "interactions", "files"):
-        table.add_column(column)
+    table.add_column("name", no_wrap=True)
+    table.add_column("what")
+    table.add_column("files", overflow="fold")
     for source in result["sources"]:
-        counts = (_plain(source.get(name)) for name in ("users", "items", "interactions"))
-        table.add_row(
-            source["name"], source["title"], *counts, source.get("found") or "to download"
-        )
+        counts = [f"{source[name]:,} {name}" for name in COUNTS if source.get(name)]
+        what = ": ".join(filter(None, [source["title"], ", ".join(counts)]))
+        table.add_row(source["name"], what, source.get("found") or "to download")
     console.print(table)
     console.print(
         "Or a path: CSV, TSV, JSON lines, Parquet, sequence text, .gz, a folder of parts."

@@ -254,8 +254,9 @@ def source(**changes: Any) -> dict[str, Any]:
 def test_sources_say_what_they_hold_and_where_they_are(printed):
     unknown = source(name="amazon", users=None, items=None, interactions=None, found=None)
     text = printed(tables.sources, {"sources": [source(), unknown]})
-    assert row(text, "movielens-100k") == ["Films", "943", "1,682", "100,000", "/data/ml"]
-    assert row(text, "amazon") == ["Films", "–", "–", "–", "to download"]
+    counts = "943 users, 1,682 items, 100,000 interactions"
+    assert row(text, "movielens-100k") == [f"Films: {counts}", "/data/ml"]
+    assert row(text, "amazon") == ["Films", "to download"]
 
 
 @pytest.mark.parametrize("word", ODD)
