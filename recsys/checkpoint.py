@@ -158,7 +158,7 @@ def read_items(run: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(run / ITEMS)
+        table = pq.ParquetFile(run / ITEMS).read()
     except FileNotFoundError:
         raise InputError(f"{run} is not a whole run folder: it has no {ITEMS}") from None
     except (pa.ArrowInvalid, OSError) as error:

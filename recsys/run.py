@@ -18,7 +18,7 @@ from recsys.data.cache import is_prepared, open_data, source_of
 from recsys.data.loader import TrainLoader, flat_positions, windows
 from recsys.data.prepare import DataConfig
 from recsys.data.prepare import prepare as prepare_source
-from recsys.data.sequences import SequenceDataset
+from recsys.data.sequences import SequenceDataset, int_array
 from recsys.data.split import Histories, Split, split
 from recsys.errors import InputError, Interrupted
 from recsys.eval.evaluator import evaluate as evaluate_model
@@ -155,9 +155,8 @@ def train_run(
     if accelerator.is_main_process and fresh:
         histories = parts.refit if config.refit else parts.train
         counts = training_counts(dataset, histories)
-        catalogue = dataset.catalogue.set_column(
-            dataset.catalogue.column_names.index("count"), "count", [counts[1:]]
-        )
+        place = dataset.catalogue.column_names.index("count")
+        catalogue = dataset.catalogue.set_column(place, "count", int_array(counts[1:]))
         checkpoint.write_items(run, catalogue)
     if issubclass(model_class(config.model_name), CountingModel):
         _count(config, dataset, parts, run)

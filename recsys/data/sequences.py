@@ -88,10 +88,11 @@ class SequenceDataset:
         try:
             with pa.memory_map(str(folder / "sequences.arrow")) as source:
                 table = pa.ipc.open_file(source).read_all()
-            # Imported here: pyarrow.parquet is not needed where a data set comes from memory.
+            # Imported here: a data set from memory does without. Not read_table: it would import
+            # pandas where that is installed, 60 MB.
             import pyarrow.parquet as pq
 
-            catalogue = pq.read_table(folder / "items.parquet")
+            catalogue = pq.ParquetFile(folder / "items.parquet").read()
         except FileNotFoundError as error:
             raise InputError(
                 f"{folder} is incomplete: {error.filename or error}; prepare it again"
@@ -224,16 +225,25 @@ def write_sequences(
     """Write sequences.arrow from arrays, which may themselves be memory-mapped."""
     columns: dict[str, pa.Array] = {
         "user": users,
-        "items": _list_array(items, offsets, pa.int32()),
+        "items": _list_array(items, offsets),
     }
     if timestamps is not None:
-        columns["timestamps"] = _list_array(timestamps, offsets, pa.int64())
+        columns["timestamps"] = _list_array(timestamps, offsets)
     batch = pa.record_batch(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
 
 
-def _list_array(values: np.ndarray, offsets: np.ndarray, kind: pa.DataType) -> pa.LargeListArray:
+def _list_array(values: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
     """Lists over existing memory: no copy of `values`."""
-    flat = pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
-    return pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), flat)
+    return pa.LargeListArray.from_arrays(int_array(offsets), int_array(values))
+
+
+def int_array(values: np.ndarray) -> pa.Array:
+    """An Arrow array over the memory of int32 or int64 values.
+
+    Arrow's own `array` would import pandas, where it is installed: 60 MB.
+    """
+    kind = {np.dtype(np.int32): pa.int32(), np.dtype(np.int64): pa.int64()}[values.dtype]
+    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(kind, len(values), [None, buffer])

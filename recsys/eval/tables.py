@@ -11,7 +11,6 @@ from rich.text import Text
 from recsys.data.sequences import SequenceDataset
 from recsys.retrieval.retriever import Recommendations, Retriever
 
-
 COUNTS = ("users", "items", "interactions")
 
 
