@@ -1,32 +1,39 @@
-"""Milliseconds of `Retriever.recommend` for one user, and what start-up costs.
+"""Milliseconds of `Retriever.recommend` for one user, and seconds that start-up costs.
 
-python benchmarks/serving.py RUN
+RECSYS_DATA=… python benchmarks/serving.py
 """
 
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from machine import emit
+from machine import emit, recsys, source
 
 from recsys import Retriever
 
-CALLS = 300
+CALLS = 1000
 STARTS = 9
+ITEMS = 50
 
 
-def latency(run: Path) -> None:
-    """Median of CALLS calls, each with another history of 50 items."""
-    retriever = Retriever.load(run)
+def latency(dim: int) -> None:
+    """Median of CALLS calls, each with another history of 50 Beauty items, after one epoch."""
+    with tempfile.TemporaryDirectory() as place:
+        data, run = Path(place) / "data", Path(place) / "run"
+        recsys("data", "prepare", source("beauty"), "--out", data)
+        options = ("--set", f"model.dim={dim}", "--set", "trainer.epochs=1")
+        recsys("train", "--model", "sasrec", "--data", data, "--out", run, *options)
+        retriever = Retriever.load(run)
     random = np.random.default_rng(0)
     size = len(retriever.vocab)
     histories = [
-        retriever.vocab.decode(random.choice(size, 50, replace=False) + 1) for _ in range(CALLS)
+        retriever.vocab.decode(random.choice(size, ITEMS, replace=False) + 1) for _ in range(CALLS)
     ]
-    for history in histories[:20]:
+    for history in histories[:50]:
         retriever.recommend(history, k=10)
     times = []
     for history in histories:
@@ -34,7 +41,7 @@ def latency(run: Path) -> None:
         retriever.recommend(history, k=10)
         times.append((time.perf_counter() - started) * 1e3)
     emit(
-        "recommend one user of 50 items, top 10",
+        f"recommend one user of {ITEMS} items, top 10, dim {dim}",
         {
             "items": size,
             "median_ms": round(statistics.median(times), 3),
@@ -64,7 +71,6 @@ def start_up() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
     start_up()
-    latency(Path(sys.argv[1]))
+    for width in (64, 128):
+        latency(width)

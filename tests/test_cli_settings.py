@@ -115,9 +115,10 @@ def test_set_wins_over_a_recipe(data: Path):
 
 @pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce"])
 def test_every_loss_trains(data: Path, loss: str):
-    train(data, "run", settings={**QUICK, "loss.name": loss})
+    learns = {**QUICK, "trainer.lr": 0.01, "trainer.epochs": 6}
+    train(data, "run", settings={**learns, "loss.name": loss})
     lines = [json.loads(line) for line in Path("run/history.jsonl").read_text().splitlines()]
-    assert lines[1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
 
 
 @pytest.mark.parametrize("model", ["sasrec", "popular", "item_knn"])
