@@ -33,7 +33,9 @@ def recipe_list() -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "title": (importlib.import_module(f"recsys.recipes.{name}").__doc__ or "").strip(),
+            "title": " ".join(
+                (importlib.import_module(f"recsys.recipes.{name}").__doc__ or "").split()
+            ),
             "settings": recipe(name).as_dict(),
         }
         for name in recipe_names()
