@@ -4,14 +4,19 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from recsys.cli import main
+from recsys.data.prepare import DataConfig
+from recsys.data.split import SplitConfig
+from recsys.training.trainer import TrainerConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WORDS = {"False": "false", "None": "none"}
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -59,3 +64,14 @@ def test_a_page_of_the_documentation_works_from_top_to_bottom(
 
 def test_there_are_pages_to_check():
     assert sum(len(blocks(page)) for page in PAGES) >= 10
+
+
+def test_every_setting_of_trainer_split_and_data_is_on_its_page_with_its_default():
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([a-z]+\.[a-z_]+)` \| (\S+) \|", page, re.MULTILINE))
+    kinds = {"trainer": TrainerConfig, "split": SplitConfig, "data": DataConfig}
+    assert listed == {
+        f"{section}.{field.name}": WORDS.get(str(field.default), str(field.default))
+        for section, kind in kinds.items()
+        for field in fields(kind)
+    }
