@@ -7,48 +7,18 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from commands import contents, recsys, refused
 
-from recsys.cli import main
 from recsys.data import prepare as prepare_module
 
 HEAD = "user,item,time\n"
 ROWS = "".join(f"u{user},i{(user + step) % 12},{step}\n" for user in range(20) for step in range(6))
 GOOD = HEAD + ROWS
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-def recsys(*words: object) -> Answer:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
-        main([str(word) for word in words])
-    return Answer(int(left.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def refused(*words: object, code: int = 2) -> str:
-    """What is said when a command is refused: at most two lines."""
-    answer = recsys(*words)
-    assert (answer.code, answer.out) == (code, "")
-    _, mark, message = answer.err.partition("error: ")
-    assert mark
-    assert message.count("\n") <= 2
-    return message
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def parquet(frame: dict[str, list]) -> bytes:

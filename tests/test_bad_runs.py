@@ -1,23 +1,20 @@
 """Run folders that are damaged, mixed up or cut short: named with the remedy, nothing lost."""
 
 import errno
-import io
 import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from commands import contents, done, recsys, refused
 from safetensors import SafetensorError
 
 from recsys import checkpoint
-from recsys.cli import main
 
 SMALL = [
     word
@@ -36,40 +33,6 @@ EVERYTHING = {
     "compare": ["compare", "popular", "run"],
     "index": ["index", "run"],
 }
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-def recsys(*words: object) -> Answer:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
-        main([str(word) for word in words])
-    return Answer(int(left.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def done(*words: object) -> Answer:
-    answer = recsys(*words)
-    assert answer.code == 0, answer.err
-    return answer
-
-
-def refused(*words: object, code: int = 2) -> str:
-    """What is said when a command is refused: at most two lines."""
-    answer = recsys(*words)
-    assert (answer.code, answer.out) == (code, "")
-    _, mark, message = answer.err.partition("error: ")
-    assert mark
-    assert message.count("\n") <= 2
-    return message
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def train(model: str, data: Path, out: Path, *words: object) -> None:

@@ -1,20 +1,15 @@
 """The recsys command: from a log to recommendations, and what every command promises."""
 
-import io
 import json
 import math
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-
-from recsys.cli import main
+from commands import done, recsys, sets
 
 USERS, ITEMS, LENGTH = 60, 20, 8
 FIRST_DAY = 1_700_006_400
@@ -30,34 +25,6 @@ LEARNS = {
     "trainer.patience": 0,
 }
 QUICK = {**LEARNS, "model.dim": 8, "trainer.epochs": 2}
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        return json.loads(self.out)
-
-
-def recsys(*words: object) -> Answer:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
-        main([str(word) for word in words])
-    return Answer(int(left.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def done(*words: object) -> Answer:
-    answer = recsys(*words)
-    assert answer.code == 0, answer.err
-    return answer
-
-
-def sets(settings: dict[str, object]) -> list[str]:
-    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
 
 def cycle_log(path: Path, header: str = "user,item,time") -> Path:

@@ -1,46 +1,14 @@
 """The recsys command: settings, seeds and lists, and what it says of words it does not know."""
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from recsys.cli import main
+from commands import Answer, done, recsys, sets
 
 USERS, ITEMS, LENGTH = 40, 12, 6
 QUICK = {"model.dim": 8, "model.num_layers": 1, "trainer.batch_size": 16, "trainer.epochs": 2}
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        return json.loads(self.out)
-
-
-def recsys(*words: object) -> Answer:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
-        main([str(word) for word in words])
-    return Answer(int(left.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def done(*words: object) -> Answer:
-    answer = recsys(*words)
-    assert answer.code == 0, answer.err
-    return answer
-
-
-def sets(settings: dict[str, object]) -> list[str]:
-    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
 
 def config(run: str) -> dict[str, Any]:

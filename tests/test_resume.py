@@ -1,7 +1,6 @@
 """Stopping a training and going on: in the end nothing tells it from one that was never stopped."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -10,16 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from commands import contents, recsys
 
 from recsys.checkpoint import STATE, read_tensors
-from recsys.cli import main
 from recsys.training.watch import FolderWatcher
 
 SETTINGS = {
@@ -38,20 +35,6 @@ SETTINGS = {
 STEPS_AN_EPOCH = 5
 WORDS = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
 CLOCK = {"seconds", "interactions_per_second", "valid_seconds", "peak_rss_mb"}
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-def recsys(*words: object) -> Answer:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
-        main([str(word) for word in words])
-    return Answer(int(left.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def beside(*words: object, code: str = "") -> "subprocess.Popen[str]":
@@ -81,10 +64,6 @@ def outcome(run: Path) -> dict[str, Any]:
         "metrics": {name: value for name, value in metrics.items() if name not in CLOCK},
         "history": [{key: line[key] for key in line.keys() - CLOCK} for line in lines],
     }
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def log(path: Path, shift: int = 0) -> Path:
