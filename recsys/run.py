@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 Device = checkpoint.Device
 
-# ---- data ----------------------------------------------------------------------------------------
-
 
 def prepare(
     data: Any,
@@ -56,9 +54,6 @@ def prepare(
     config, report = config or DataConfig(), (reporter or PlainReporter()).line
     source = source_of(data, config, report)
     return prepare_source(source, Path(out), config, engine=engine, report=report)
-
-
-# ---- training ------------------------------------------------------------------------------------
 
 
 def train(
