@@ -164,6 +164,8 @@ def train(
         reporter=reporter,
         command=sys.argv,
     )
+    if not run.is_main_process():
+        return
     plot_training(job.run)
     _print({**result, "run": str(job.run)}, as_json, tables.evaluation)
     if not as_json:

@@ -143,11 +143,14 @@ def train_run(
     """Fill the run folder `run`; the contents of its metrics.json. Raises Interrupted on Ctrl-C."""
     parts = split(dataset, config.split)
     accelerator = _accelerator(device)
-    fresh = _open_run(config, dataset, folder, run, resume, command)
+    fresh = False
+    if accelerator.is_main_process:
+        fresh = _open_run(config, dataset, folder, run, resume, command)
+    accelerator.wait_for_everyone()
     if (run / checkpoint.METRICS).is_file():
         reporter.line(f"{run} is complete already")
         return checkpoint.read_json(run / checkpoint.METRICS)
-    if accelerator.is_main_process and fresh:
+    if fresh:
         histories = parts.refit if config.refit else parts.train
         counts = training_counts(dataset, histories)
         place = dataset.catalogue.column_names.index("count")
@@ -169,6 +172,13 @@ def train_run(
     if accelerator.is_main_process:
         checkpoint.write_json(run / checkpoint.METRICS, result)
     return result
+
+
+def is_main_process() -> bool:
+    """False in all but one of the processes of a distributed training."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def free_folder(wish: Path) -> Path:

@@ -295,6 +295,20 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+def test_two_processes_train_one_run_and_one_of_them_speaks():
+    recsys.prepare(cycle(), "prepared")
+    words = ["train", "--model", "sasrec", "--data", "prepared", "--out", "run", "--device", "cpu"]
+    words += [word for name, value in LEARNS.items() for word in ("--set", f"{name}={value}")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "recsys.cli", *words, "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["hr@5"]["value"] > 0.9
+    assert (Path("run") / "training.png").is_file()
+
+
 def test_everything_that_is_named_can_be_imported():
     for name in recsys.__all__:
         assert getattr(recsys, name).__module__.startswith("recsys.")
