@@ -15,7 +15,9 @@ from recsys.errors import InputError
 from recsys.retrieval.retriever import Recommendations, Retriever
 
 BATCH = 1024
-"""Users recommended to at a time."""
+"""Users scored at a time."""
+BLOCK = 16 * BATCH
+"""Users written at a time, in their order; those of like length in a block are scored together."""
 
 
 def recommend_all(
@@ -49,8 +51,8 @@ def recommend_all(
     users = np.flatnonzero(np.diff(dataset.offsets) > 0)
     rows = 0
     with written_whole(out) as aside, pq.ParquetWriter(aside, schema) as writer:
-        for first in range(0, len(users), BATCH):
-            block = users[first : first + BATCH]
+        for first in range(0, len(users), BLOCK):
+            block = users[first : first + BLOCK]
             items_BK, scores_BK = _recommend(retriever, dataset, block, k)
             user, place = np.nonzero(items_BK > 0)
             items = items_BK[user, place]
@@ -82,10 +84,17 @@ def as_record(found: Recommendations) -> dict[str, Any]:
 def _recommend(
     retriever: Retriever, dataset: SequenceDataset, users: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """([B, K] item numbers, 0 where there is no further one; [B, K] scores)."""
+    """([users, K] item numbers, 0 where there is no further one; [users, K] scores)."""
     start, end = dataset.offsets[users], dataset.offsets[users + 1]
-    row, position = flat_positions(start, end)
-    seen = (torch.from_numpy(row), torch.from_numpy(dataset.items[position].astype(np.int64)))
-    batch = collate(dataset, np.maximum(start, end - retriever.max_len), end)
-    items_BK, scores_BK = retriever.recommend_items(batch, k, seen=seen)
-    return np.asarray(items_BK), np.asarray(scores_BK)
+    cut = np.maximum(start, end - retriever.max_len)
+    order = np.argsort(end - cut, kind="stable")
+    parts = []
+    for first in range(0, len(order), BATCH):
+        rows = order[first : first + BATCH]
+        row, position = flat_positions(start[rows], end[rows])
+        seen = (torch.from_numpy(row), torch.from_numpy(dataset.items[position].astype(np.int64)))
+        batch = collate(dataset, cut[rows], end[rows])
+        parts.append(retriever.recommend_items(batch, k, seen=seen))
+    items, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    back = np.argsort(order)
+    return items[back], scores[back]

@@ -109,6 +109,7 @@ def test_every_user_has_k_rows_or_all_that_is_left_and_nothing_seen(shop, tmp_pa
 @pytest.mark.parametrize("name", ["sasrec", "popular"])
 def test_every_user_gets_what_the_retriever_recommends(shop, tmp_path, monkeypatch, name, batch):
     monkeypatch.setattr(all_users, "BATCH", batch)
+    monkeypatch.setattr(all_users, "BLOCK", 3 * batch)
     retriever = Retriever.load(shop / name)
     recommend_all(shop / name, retriever, tmp_path / "out.parquet", 7)
     found = rows_of_users(tmp_path / "out.parquet")
@@ -178,7 +179,7 @@ def test_an_interruption_leaves_the_old_file_and_nothing_beside_it(shop, tmp_pat
                 raise KeyboardInterrupt
             return super().recommend_items(*arguments, **options)
 
-    monkeypatch.setattr(all_users, "BATCH", 10)
+    monkeypatch.setattr(all_users, "BLOCK", 10)
     out = tmp_path / "out.parquet"
     out.write_text("old")
     with pytest.raises(KeyboardInterrupt):
