@@ -166,6 +166,8 @@ def train_run(
             raise Interrupted(
                 f"stopped, nothing is lost: go on with `recsys train --resume --out {run}`"
             ) from None
+        finally:
+            reporter.close()
         accelerator.free_memory()  # the evaluation loads the weights anew
     accelerator.wait_for_everyone()
     result = evaluate(run, dataset=dataset, device=device)

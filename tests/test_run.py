@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ import recsys
 from recsys import run as run_module
 from recsys.data.prepare import DataConfig
 from recsys.data.sequences import SequenceDataset
-from recsys.errors import InputError
+from recsys.errors import InputError, Interrupted, WorkError
 
 USERS, ITEMS, LENGTH = 60, 20, 8
 QUICK = {"model.dim": 8, "model.num_layers": 1, "trainer.batch_size": 16, "trainer.epochs": 2}
+SECTIONS = {"model": {"dim": 8, "num_layers": 1}, "trainer": {"batch_size": 16, "epochs": 1}}
 LEARNS = {
     **QUICK,
     "model.dim": 16,
@@ -47,6 +49,9 @@ class Said:
     def batch(self, *progress: Any) -> None: ...
 
     def epoch(self, *record: Any) -> None: ...
+
+    def close(self) -> None:
+        self.lines.append("closed")
 
 
 @pytest.fixture(autouse=True)
@@ -255,6 +260,23 @@ def test_the_device_is_chosen_by_what_there_is():
         with pytest.raises(InputError, match="no CUDA device is available"):
             recsys.train(cycle(), "popular", "other", device="cuda")
         assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("end", [Interrupted, WorkError, None])
+def test_the_reporter_is_closed_however_training_ends(monkeypatch, end):
+    learn = run_module._Learning.learn
+
+    def cut_short(learning: Any) -> None:
+        learn(learning)
+        if end:
+            raise end("cut")
+
+    monkeypatch.setattr(run_module._Learning, "learn", cut_short)
+    said = Said()
+    job = run_module.plan("sasrec", cycle(), Path("run"), SECTIONS, reporter=said)
+    with pytest.raises(end) if end else nullcontext():
+        run_module.train_run(job.config, job.dataset, job.folder, job.run, reporter=said)
+    assert said.lines.count("closed") == 1
 
 
 def test_training_works_beside_the_main_thread_and_leaves_signals_alone():

@@ -30,6 +30,10 @@ class Reporter(Protocol):
         """An epoch is done."""
         ...
 
+    def close(self) -> None:
+        """The work is over, well or not: leave the terminal as it was."""
+        ...
+
 
 class PlainReporter:
     """Plain lines, for logs and pipes."""
@@ -44,6 +48,9 @@ class PlainReporter:
     def epoch(self, record: dict[str, Any], best_epoch: int) -> None:
         """One line an epoch."""
         self.line(epoch_line(record, best_epoch))
+
+    def close(self) -> None:
+        """Plain lines leave nothing behind."""
 
 
 class TerminalReporter:
