@@ -37,9 +37,11 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        threshold = round(p * 2**16)
+        threshold = min(round(p * 2**16), 2**16 - 1)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         keep = (words.view(torch.int16)[: x.numel()] >= threshold - 2**15).view(x.shape)
+        # As bytes: to turn them into floats is 9 times faster than for bools.
+        keep = keep.view(torch.uint8)
         ctx.save_for_backward(keep)
         ctx.scale = 2**16 / (2**16 - threshold)
         return x * keep.to(x.dtype).mul_(ctx.scale)

@@ -54,3 +54,8 @@ def test_nothing_is_dropped_in_evaluation_or_with_p_zero():
 def test_a_share_outside_zero_to_one_is_refused(p):
     with pytest.raises(ValueError, match="p must lie"):
         Dropout(p)
+
+
+def test_a_share_next_to_one_leaves_finite_values():
+    y, _ = dropped(1 - 1e-9, (300, 300))
+    assert bool(torch.isfinite(y).all())
