@@ -89,7 +89,7 @@ class SequenceDataset:
             with pa.memory_map(str(folder / "sequences.arrow")) as source:
                 table = pa.ipc.open_file(source).read_all()
             # Imported here: a data set from memory does without. Not read_table: it would import
-            # pandas where that is installed, 60 MB.
+            # pandas where that is installed, 40 MB.
             import pyarrow.parquet as pq
 
             catalogue = pq.ParquetFile(folder / "items.parquet").read()
@@ -196,7 +196,7 @@ def _columns(table: pa.Table) -> dict:
 
 
 def _view(values: pa.Array, dtype: type) -> np.ndarray:
-    """The memory of an Arrow array without nulls. Arrow's to_numpy would import pandas, 60 MB."""
+    """The memory of an Arrow array without nulls. Arrow's to_numpy would import pandas, 40 MB."""
     flat: np.ndarray = np.frombuffer(values.buffers()[1], dtype=dtype)
     return flat[values.offset : values.offset + len(values)]
 
@@ -242,7 +242,7 @@ def _list_array(values: np.ndarray, offsets: np.ndarray) -> pa.LargeListArray:
 def int_array(values: np.ndarray) -> pa.Array:
     """An Arrow array over the memory of int32 or int64 values.
 
-    Arrow's own `array` would import pandas, where it is installed: 60 MB.
+    Arrow's own `array` would import pandas, where it is installed: 40 MB.
     """
     kind = {np.dtype(np.int32): pa.int32(), np.dtype(np.int64): pa.int64()}[values.dtype]
     buffer = pa.py_buffer(np.ascontiguousarray(values))

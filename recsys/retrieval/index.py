@@ -43,8 +43,9 @@ class Index:
 
         query_BD float32 [B, D].
         """
-        extra = np.zeros((len(query_BD), EXTRA_DIMS[self.kind]), np.float32)
-        query_BD = np.concatenate([query_BD, extra], axis=1)
+        if extra_dims := EXTRA_DIMS[self.kind]:
+            extra = np.zeros((len(query_BD), extra_dims), np.float32)
+            query_BD = np.concatenate([query_BD, extra], axis=1)
         k = min(k, self.faiss_index.ntotal)
         if self.kind == "hnsw":
             # A search that keeps fewer candidates than it returns would come back short.
