@@ -1,0 +1,156 @@
+"""Numba for the CPU kernels: compilation, threads over sequences, and exp that vectorises.
+
+Kernels are compiled at their first call and kept on disk beside the source (or in the user's
+cache folder). A kernel's file on disk does not notice a change in another file that it inlines:
+after an edit of this one, remove the `__pycache__` folders.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+SERIAL_BYTES = 1 << 20
+"""Below this much memory traffic a second thread costs more than it brings."""
+
+Kernel = Callable[..., None]
+_OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+
+
+def kernel(function: Kernel) -> Kernel:
+    """Compile for the types of each call, free of the interpreter's lock, a*b+c as one step."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+    except RuntimeError:  # no folder to keep compiled code in can be written
+        return numba.njit(**_OPTIONS)(function)  # type: ignore[no-any-return]
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of kernels, inlined where it is called so that loops around it vectorise."""
+    return numba.njit(forceinline=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+
+
+def over_sequences(
+    function: Kernel, *arrays: np.ndarray, cu_seqlens: np.ndarray, options: tuple[Any, ...] = ()
+) -> None:
+    """Call function(*arrays, cu_seqlens, first, last, *options) so that each sequence goes once.
+
+    Threads (as many as torch has) take ranges of sequences with about equal numbers of events:
+    results do not depend on their number.
+    """
+    num_sequences = len(cu_seqlens) - 1
+    threads = min(torch.get_num_threads(), num_sequences)
+    if threads <= 1 or sum(array.nbytes for array in arrays) < SERIAL_BYTES:
+        function(*arrays, cu_seqlens, 0, num_sequences, *options)
+        return
+    shares = np.arange(1, threads) * int(cu_seqlens[-1]) / threads
+    cuts = [0, *np.searchsorted(cu_seqlens[:-1], shares).tolist(), num_sequences]
+    parts = [
+        _pool().submit(function, *arrays, cu_seqlens, first, last, *options)
+        for first, last in zip(cuts[1:-1], cuts[2:], strict=True)
+    ]
+    function(*arrays, cu_seqlens, cuts[0], cuts[1], *options)
+    for part in parts:
+        part.result()
+
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Threads for kernels: not Numba's own, which two callers at once bring to abort."""
+    # By process, since threads do not survive a fork.
+    key = (os.getpid(), torch.get_num_threads())
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(max_workers=key[1], thread_name_prefix="recsys-kernel")
+    return _pools[key]
+
+
+@intrinsic
+def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic
+def _bits_of_float(typing_context: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves a whole number in the last bits
+_ROUND_BITS = np.int32(np.float32(12582912.0).view(np.int32))
+_LOWEST, _HIGHEST = np.float32(-87.33), np.float32(88.37)
+
+
+@inlined
+def _exp32(x):  # type: ignore[no-untyped-def]
+    """2**k * exp(r) with |r| <= ln(2) / 2 and a polynomial of degree 6: within 1e-7 of exp."""
+    # Written so that a NaN passes every comparison and comes out again.
+    x = _LOWEST if x < _LOWEST else (_HIGHEST if x > _HIGHEST else x)
+    shifted = np.float32(x * _LOG2_E + _ROUND)
+    k = shifted - _ROUND
+    r = (x - k * _LN2_HIGH) - k * _LN2_LOW
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * _float_of_bits(
+        (_bits_of_float(shifted) - _ROUND_BITS + np.int32(127)) << np.int32(23)
+    )
+
+
+def exp(x: float) -> float:
+    """e**x in kernels: float32 without a call into libm, so that loops vectorise; float64 exact.
+
+    In float32 x below -87.3 gives 1e-38 and x above 88.3 gives 2e38, never 0 or infinity.
+    """
+    return math.exp(x)
+
+
+@overload(exp, jit_options={"forceinline": True})
+def _exp(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x: _exp32(x)
+    return lambda x: math.exp(x)
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e**-x) in kernels."""
+    return 1 / (1 + math.exp(-x))
+
+
+@overload(sigmoid, jit_options={"forceinline": True})
+def _sigmoid(x):  # type: ignore[no-untyped-def]
+    one = np.float32(1) if x == types.float32 else 1.0
+    return lambda x: one / (one + exp(-x))
+
+
+def tanh(x: float) -> float:
+    """tanh in kernels, within 1e-7."""
+    return math.tanh(x)
+
+
+@overload(tanh, jit_options={"forceinline": True})
+def _tanh(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        one, two = np.float32(1), np.float32(2)
+        return lambda x: one - two / (exp(two * x) + one)
+    return lambda x: math.tanh(x)
