@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -22,20 +23,20 @@ SERIAL_BYTES = 1 << 20
 """Below this much memory traffic a second thread costs more than it brings."""
 
 Kernel = Callable[..., None]
-_OPTIONS = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+_OPTIONS: Any = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
 
 
 def kernel(function: Kernel) -> Kernel:
     """Compile for the types of each call, free of the interpreter's lock, a*b+c as one step."""
     try:
-        return numba.njit(cache=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+        return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder to keep compiled code in can be written
-        return numba.njit(**_OPTIONS)(function)  # type: ignore[no-any-return]
+        return numba.njit(**_OPTIONS)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """A part of kernels, inlined where it is called so that loops around it vectorise."""
-    return numba.njit(forceinline=True, **_OPTIONS)(function)  # type: ignore[no-any-return]
+    return numba.njit(forceinline=True, **_OPTIONS)(function)
 
 
 def over_sequences(
@@ -55,7 +56,7 @@ def over_sequences(
     cuts = [0, *np.searchsorted(cu_seqlens[:-1], shares).tolist(), num_sequences]
     parts = [
         _pool().submit(function, *arrays, cu_seqlens, first, last, *options)
-        for first, last in zip(cuts[1:-1], cuts[2:], strict=True)
+        for first, last in pairwise(cuts[1:])
     ]
     function(*arrays, cu_seqlens, cuts[0], cuts[1], *options)
     for part in parts:

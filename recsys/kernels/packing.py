@@ -6,6 +6,7 @@ flat already, with sequence n at cu_seqlens[n] … cu_seqlens[n + 1]. So one ker
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -153,7 +154,7 @@ def run_definition(
     check_cu_seqlens(times.cu_seqlens.cpu(), len(inputs[0]))
     bounds = times.cu_seqlens.tolist()
     outputs, finals = [], []
-    for n, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for n, (start, end) in enumerate(pairwise(bounds)):
         rows = [flip(x[None, start:end]) for x in inputs]
         y, final = definition(*rows, *(part[n : n + 1] for part in state))
         outputs.append(flip(y)[0])

@@ -1,4 +1,4 @@
-"""One call of every Triton kernel at sizes that people train with, for ahead-of-time compilation."""
+"""A call of every Triton kernel at sizes that people train with, to be compiled ahead of time."""
 
 import torch
 

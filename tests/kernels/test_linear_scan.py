@@ -33,7 +33,7 @@ def tensors(B=2, L=37, channels=(2, 5), kind="full", dtype=torch.float32, decay=
     if dtype.is_complex:
         a = torch.polar(a, 3 * normal(*shape))
         b, state = (torch.complex(x, normal(*x.shape)) for x in (b, state))
-    states = dtype if dtype in (torch.complex64, torch.float64) else torch.float32
+    states = torch.promote_types(dtype, torch.float32)
     return {"a": a.to(dtype), "b": b.to(dtype), "initial_state": state.to(states)}
 
 
@@ -191,12 +191,9 @@ def test_steps_equal_the_scan(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_gradcheck_of_the_definition(dtype):
-    a, b, state = (
-        x.requires_grad_() for x in tensors(B=1, L=4, channels=(2,), dtype=dtype).values()
-    )
-    assert torch.autograd.gradcheck(
-        lambda *x: linear_scan_reference(*x)[0], (a, b, state.to(dtype))
-    )
+    data = tensors(B=1, L=4, channels=(2,), dtype=dtype)
+    inputs = [x.to(dtype).requires_grad_() for x in data.values()]
+    assert torch.autograd.gradcheck(lambda *x: linear_scan_reference(*x)[0], inputs)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -54,7 +54,7 @@ def linear_scan(
     channels = b.shape[len(times.shape) :]
     check_device(a, b, initial_state, cu_seqlens, reset)
     a_TG = _coefficients(a, b, len(times.shape))
-    b_TD = times.flat(b, "b").flatten(1) if channels else times.flat(b, "b")[:, None]
+    b_TD = b.reshape(times.shape.numel(), channels.numel())
     state = state_dtype(a, b)
     if a.is_complex() and not b.is_complex():
         b_TD = b_TD.to(state)
@@ -64,15 +64,15 @@ def linear_scan(
         h_ND = b.new_zeros((times.num_sequences, b_TD.shape[1]), dtype=state)
     else:
         check_shape(initial_state, (times.num_sequences, *channels), "initial_state")
-        h_ND = initial_state.to(state).reshape(times.num_sequences, -1)
+        h_ND = initial_state.to(state).reshape(times.num_sequences, b_TD.shape[1])
     reset_T = times.flat_mask(reset, "reset")
     asked = asked_backend(backend)
     if asked == "reference":
         y_TD, final_ND = _by_definition(a_TG, b_TD, h_ND, reset_T, times, reverse, state)
     else:
         y_TD, final_ND = scan(a_TG, b_TD, h_ND, times.cu_seqlens, reset_T, reverse, asked)
-    y = times.unflat(y_TD.reshape(-1, *channels))
-    return (y, final_ND.reshape(-1, *channels)) if return_final_state else y
+    y = y_TD.reshape(b.shape)
+    return (y, final_ND.reshape(len(final_ND), *channels)) if return_final_state else y
 
 
 def linear_scan_step(
@@ -101,13 +101,13 @@ def _coefficients(a: Tensor, b: Tensor, time_dims: int) -> Tensor:
         flat = a.flatten(0, time_dims - 1)
         if a.shape == b.shape or a.shape[time_dims:] == (*channels[:-1], 1):
             return flat.flatten(1) if channels else flat[:, None]
-    elif a.dim() <= len(channels):
-        return a.expand(channels).reshape(1, -1)
     try:
+        if a.dim() <= len(channels):
+            return a.expand(channels).reshape(1, channels.numel())
         full = a.expand(b.shape)
     except RuntimeError:
         raise InputError(f"a {tuple(a.shape)} does not broadcast to b {tuple(b.shape)}") from None
-    return full.reshape(b.shape[:time_dims].numel(), -1)
+    return full.reshape(b.shape[:time_dims].numel(), channels.numel())
 
 
 def _by_definition(
