@@ -74,11 +74,15 @@ def asked_backend(argument: str | None) -> str:
     """The backend somebody asked for, or "" where the device decides; InputError if unknown."""
     if argument is not None:
         return _known(argument, "backend")
+    # The compiler cannot look into a context variable; `choose`, which it does not enter, can.
+    return "" if torch.compiler.is_compiling() else _asked_around()
+
+
+def _asked_around() -> str:
     if asked := _asked.get():
         return asked
-    if variable := os.environ.get("RECSYS_KERNELS", ""):
-        return _known(variable, "RECSYS_KERNELS")
-    return ""
+    variable = os.environ.get("RECSYS_KERNELS", "")
+    return _known(variable, "RECSYS_KERNELS") if variable else ""
 
 
 def choose(op: str, device: torch.device, asked: str, obstacles: Obstacles) -> Choice:
@@ -86,6 +90,7 @@ def choose(op: str, device: torch.device, asked: str, obstacles: Obstacles) -> C
 
     `asked` is what `asked_backend` returned, `obstacles` what the operation itself cannot do.
     """
+    asked = asked or _asked_around()
     if asked == "reference":
         return Choice(op, "reference", "asked for")
     missing = _missing(device) | dict(obstacles)

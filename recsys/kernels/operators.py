@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from recsys.errors import InputError
 from recsys.kernels.backends import Obstacles, choose
 
 _FILES = {"cpu": "cpu", "torch": "walk", "triton": "fused"}
@@ -21,6 +22,8 @@ _LIBRARY = torch.library.Library("recsys", "DEF")
 def implementation(op: str, device: torch.device, asked: str, obstacles: Obstacles) -> Any:
     """The module whose `forward` and `backward` run `op` on `device`; see `choose`."""
     backend = choose(op, device, asked, obstacles).backend
+    if backend not in _FILES:  # use_backend around a compiled function
+        raise InputError(f"a compiled function takes backend={backend!r} as an argument only")
     return importlib.import_module(f"recsys.kernels.{op}.{_FILES[backend]}")
 
 

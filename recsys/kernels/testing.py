@@ -10,7 +10,7 @@ Call = Callable[..., tuple[Tensor, ...]]
 
 FACTOR = 4
 """How many times the error of the definition in the same dtype a kernel may make."""
-ROUNDINGS = 4
+ROUNDINGS = 8
 """Roundings of a result to its own dtype that are granted on top, for where that error is 0."""
 
 

@@ -38,11 +38,18 @@ class Softmax:
         weight_N = pairs.weight_N / pairs.weight_N.sum()
         device = pairs.query_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        query_ND = pairs.query_ND.float() / self.temperature
         # Row 0 of the table is padding: dropped, so that no probability goes to it.
-        return linear_cross_entropy(
-            query_ND, item_vectors[1:], pairs.target_N - 1, weight_N, compute_dtype=dtype
+        loss = linear_cross_entropy(
+            pairs.query_ND.float(),
+            item_vectors[1:],
+            pairs.target_N - 1,
+            row_weight=weight_N,
+            reduction="sum",
+            temperature=self.temperature,
+            compute_dtype=dtype,
         )
+        assert isinstance(loss, Tensor)
+        return loss
 
 
 @dataclass(frozen=True)

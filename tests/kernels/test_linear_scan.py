@@ -224,7 +224,7 @@ def test_a_second_derivative_is_refused(backend):
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", [None, *FAST])
 def test_compiled_models_keep_one_graph(backend):
     data = tensors(L=7)
 
