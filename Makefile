@@ -4,6 +4,8 @@ VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
+# For tests of the GPU kernels without a GPU; a CUDA build of torch brings the triton it fits.
+TRITON := triton==3.9.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: run test clean
@@ -31,6 +33,7 @@ $(READY): pyproject.toml constraints.txt
 			echo "This index has no CPU build of torch: taking its default build, which may bring CUDA."; \
 			echo "To avoid that, stop here and install $(TORCH)+cpu from PyTorch's own index into $(VENV)."; \
 			$(PIP) '$(TORCH)'; }; \
+		if [ "$$(uname -m)" = x86_64 ]; then $(PIP) '$(TRITON)'; fi; \
 	else $(PIP) '$(TORCH)'; fi
 	$(PIP) --editable '.[dev]'
 	touch $(READY)

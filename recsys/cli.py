@@ -292,6 +292,15 @@ def recipes(as_json: Json = False) -> None:
     _print({"recipes": folder.recipe_list()}, as_json, tables.catalogue)
 
 
+@app.command()
+def kernels(as_json: Json = False) -> None:
+    """What runs each kernel on this machine, and why."""
+    from recsys.eval import tables
+    from recsys.kernels.survey import survey
+
+    _print(survey(), as_json, tables.kernels)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit code 0: done, 1: the work failed, 2: wrong usage or bad input."""
     try:

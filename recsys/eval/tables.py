@@ -136,6 +136,25 @@ def sources(result: dict[str, Any]) -> None:
     )
 
 
+def kernels(result: dict[str, Any]) -> None:
+    """What runs each kernel on each device."""
+    console = _console()
+    versions = ", ".join(
+        f"{name} {version or 'not installed'}" for name, version in result["versions"].items()
+    )
+    console.print(f"{versions}; {result['threads']} threads; {result['dtype']} tensors")
+    for device in result["devices"]:
+        table = Table(title=f"{device['device']}: {device['name']}", title_justify="left")
+        table.add_column("kernel", no_wrap=True)
+        table.add_column("runs on", no_wrap=True)
+        table.add_column("because")
+        table.add_column("could run on")
+        for row in device["ops"]:
+            could = ", ".join(row["available"])
+            table.add_row(row["op"], row["backend"], row["reason"], could)
+        console.print(table)
+
+
 def catalogue(result: dict[str, Any]) -> None:
     """Models, losses or recipes with their settings."""
     console = _console()

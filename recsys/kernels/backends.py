@@ -40,6 +40,9 @@ OPS = (
 )
 """The operations: a folder of recsys.kernels each, with a function of the same name."""
 
+_WITHOUT_NUMBA = {"linear_cross_entropy"}
+"""Operations whose CPU form is matrix products of torch."""
+
 _asked: ContextVar[str] = ContextVar("recsys_kernels_backend", default="")
 _warned: set[str] = set()
 
@@ -93,7 +96,7 @@ def choose(op: str, device: torch.device, asked: str, obstacles: Obstacles) -> C
     asked = asked or _asked_around()
     if asked == "reference":
         return Choice(op, "reference", "asked for")
-    missing = _missing(device) | dict(obstacles)
+    missing = _missing(op, device) | dict(obstacles)
     if asked == "cpu" and "numba" in missing:
         return Choice(op, "torch", f"cpu asked for, but {missing['numba']}")
     if asked:
@@ -123,7 +126,7 @@ def explain(op: str, *tensors: Tensor, backend: Backend | None = None) -> Choice
 
 def available_backends(op: str, device: torch.device | str, dtype: torch.dtype) -> list[str]:
     """Backends of `op` that can run on tensors of a device and dtype, whatever their shapes."""
-    missing = _missing(torch.device(device)) | dict(op_module(op).dtype_obstacles(dtype))
+    missing = _missing(op, torch.device(device)) | dict(op_module(op).dtype_obstacles(dtype))
     return [backend for backend in BACKENDS if backend not in missing]
 
 
@@ -141,12 +144,12 @@ def dtype_obstacles(dtype: torch.dtype) -> dict[str, str]:
     return {}
 
 
-def _missing(device: torch.device) -> dict[str, str]:
+def _missing(op: str, device: torch.device) -> dict[str, str]:
     """Backends that cannot run here on `device` at all, and `numba` where it is not installed."""
     missing = {}
     if device.type != "cpu":
         missing["cpu"] = f"the tensors are on {device.type}"
-    elif not _installed("numba"):
+    elif op not in _WITHOUT_NUMBA and not _installed("numba"):
         missing["numba"] = "numba is not installed"
     if not _installed("triton"):
         missing["triton"] = "triton is not installed"

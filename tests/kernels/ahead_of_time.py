@@ -96,6 +96,6 @@ seen: set = set()
 
 if __name__ == "__main__":
     JITFunction.run = compile_instead
+    sys.path.insert(0, str(Path(__file__).parent))
     for name in sys.argv[1:]:
-        sys.path.insert(0, str(Path(__file__).parent))
-        importlib.import_module("launches").LAUNCHES[name]()
+        getattr(importlib.import_module(f"launches_{name}"), name)()

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from recsys.kernels.backends import OPS
+
 pytest.importorskip("triton")
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}
 """Shared memory that one block may have."""
 
 
-@pytest.mark.parametrize("op", ["linear_scan"])
+@pytest.mark.parametrize("op", OPS)
 def test_kernels_compile_for_sm80_and_sm90_without_spilling(op):
     script = Path(__file__).with_name("ahead_of_time.py")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from recsys.kernels.linear_cross_entropy.chunked import Problem
 
-BLOCK_N, BLOCK_V = 64, 64
 PROGRAMS = 512
 """About as many programs as keep a large GPU busy; a small problem is cut into shares for it."""
 MAX_SHARES = 16
@@ -23,7 +22,7 @@ MAX_SHARES = 16
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """([N] loss, [N] log of the sum of exponentials) float32."""
     num_rows, num_items = len(problem.x_ND), len(problem.weight_VD)
-    blocks = triton.cdiv(num_rows, BLOCK_N)
+    blocks = triton.cdiv(num_rows, _block(problem))
     shares = _shares(blocks, num_items)
     parts = torch.empty((4, shares, num_rows), dtype=torch.float32, device=problem.x_ND.device)
     if num_rows:
@@ -44,7 +43,8 @@ def backward(
     device = problem.x_ND.device
     new: Any = {"dtype": torch.float32, "device": device}
     scalars = (dloss_N.contiguous(), dlse_N.contiguous(), lse_N)
-    row_blocks, item_blocks = triton.cdiv(num_rows, BLOCK_N), triton.cdiv(num_items, BLOCK_V)
+    size = _block(problem)
+    row_blocks, item_blocks = triton.cdiv(num_rows, size), triton.cdiv(num_items, size)
     row_shares, item_shares = _shares(row_blocks, num_items), _shares(item_blocks, num_rows)
     dx_SND = torch.empty((row_shares, num_rows, dim), **new)
     dW_SVD = torch.empty((item_shares, num_items, dim), **new)
@@ -71,9 +71,17 @@ def weighted(
     return (weight_N * loss_N).sum(), *gradients
 
 
+def _block(problem: Problem) -> int:
+    """Rows and items of a tile: what fits the registers."""
+    row_bytes = problem.x_ND.shape[1] * problem.x_ND.element_size()
+    if problem.x_ND.dtype == torch.float32:
+        return 32 if row_bytes <= 256 else 16
+    return 64 if row_bytes <= 256 else 32
+
+
 def _shares(blocks: int, length: int) -> int:
-    """Into how many parts the inner loop is cut where there are few blocks."""
-    return max(1, min(PROGRAMS // max(1, blocks), MAX_SHARES, triton.cdiv(length, 4 * BLOCK_V)))
+    """Into how many parts an inner loop over `length` is cut where there are few blocks."""
+    return max(1, min(PROGRAMS // max(1, blocks), MAX_SHARES, length // 256))
 
 
 def _tensors(problem: Problem) -> tuple[Tensor | int | None, ...]:
@@ -84,15 +92,16 @@ def _tensors(problem: Problem) -> tuple[Tensor | int | None, ...]:
 
 
 def _options(problem: Problem) -> dict[str, Any]:
-    exact = problem.x_ND.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    # Three tf32 products stand for a float32 one on the tensor cores, to about its precision.
+    precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
     dim = max(16, triton.next_power_of_2(problem.x_ND.shape[1]))
     return {
         "SOFTCAP": problem.softcap,
-        "PRECISION": "ieee" if exact else "tf32",
-        "BLOCK_N": BLOCK_N,
-        "BLOCK_V": BLOCK_V,
+        "PRECISION": precision,
+        "BLOCK_N": _block(problem),
+        "BLOCK_V": _block(problem),
         "BLOCK_D": dim,
-        "num_warps": 4 if dim <= 64 else 8,
+        "num_warps": 4 if dim <= 128 else 8,
         "num_stages": 2 if dim <= 64 else 1,
         "enable_fp_fusion": True,
     }

@@ -16,15 +16,16 @@ from recsys.kernels.linear_cross_entropy import chunked
 from recsys.kernels.linear_cross_entropy.chunked import Problem
 
 Gradients = tuple[Tensor, Tensor, Tensor]
-MAX_FUSED_DIM = 256
-"""Widest vectors that the Triton kernels take."""
+MAX_FUSED_BYTES = 512
+"""Widest vectors that the Triton kernels take: 128 float32 numbers, 256 of two bytes."""
 
 
 def obstacles(x: Tensor, weight: Tensor, *rest: Any) -> Obstacles:
     """Backends that cannot run on these tensors, with the reason."""
     found = dict(dtype_obstacles(x.dtype))
-    if x.shape[-1] > MAX_FUSED_DIM:
-        found["triton"] = f"the Triton kernels take up to {MAX_FUSED_DIM} dimensions"
+    widest = MAX_FUSED_BYTES // x.element_size()
+    if x.shape[-1] > widest:
+        found.setdefault("triton", f"the Triton kernels take up to {widest} dimensions of {x.dtype}")
     return found
 
 
