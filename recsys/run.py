@@ -26,6 +26,7 @@ from recsys.eval.report import evaluate_run as evaluate
 from recsys.eval.report import fit_counting
 from recsys.models.base import CountingModel, model_class
 from recsys.settings import RunConfig, configure, metric_cutoff, saved_config
+from recsys.training.allocator import keep_freed_memory
 from recsys.training.objectives import next_item
 from recsys.training.trainer import Trainer, peak_rss_mb, precision
 from recsys.training.watch import (
@@ -141,6 +142,7 @@ def train_run(
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Fill the run folder `run`; the contents of its metrics.json. Raises Interrupted on Ctrl-C."""
+    keep_freed_memory()
     parts = split(dataset, config.split)
     accelerator = _accelerator(device)
     fresh = False

@@ -114,14 +114,15 @@ def choose(op: str, device: torch.device, asked: str, obstacles: Obstacles) -> C
     return Choice(op, "torch", missing[preferred])
 
 
-def explain(op: str, *tensors: Tensor, backend: Backend | None = None) -> Choice:
-    """What `op` would run on these tensors (its positional arguments), and why.
+def explain(op: str, *arguments: Any, backend: Backend | None = None) -> Choice:
+    """What `op` would run on its positional arguments, and why.
 
     >>> explain("linear_scan", torch.ones(2, 5, 4), torch.ones(2, 5, 4)).backend
     'cpu'
     """
-    module = op_module(op)
-    return choose(op, tensors[0].device, asked_backend(backend), module.obstacles(*tensors))
+    found = op_module(op).obstacles(*arguments)
+    device = next(x.device for x in arguments if isinstance(x, Tensor))
+    return choose(op, device, asked_backend(backend), found)
 
 
 def available_backends(op: str, device: torch.device | str, dtype: torch.dtype) -> list[str]:

@@ -1,10 +1,17 @@
 """Kernels run on poisoned memory; Triton kernels run interpreted where there is no GPU."""
 
 import importlib.util
+import json
 import os
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+
+from recsys.kernels.backends import OPS
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which no test has done yet
@@ -27,3 +34,37 @@ def _nan_in_fresh_memory():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def pytest_collection_finish(session):
+    """Begin to compile as soon as it is known that somebody will ask: beside the other tests."""
+    if any("test_ahead_of_time" in item.nodeid for item in session.items):
+        pool = ThreadPoolExecutor(1)
+        session.config.stash[COMPILING] = {op: pool.submit(_compile, op) for op in OPS}
+
+
+COMPILING = pytest.StashKey[dict[str, Future]]()
+
+
+def _compile(op):
+    script = Path(__file__).with_name("ahead_of_time.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, str(script), op],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600,
+    )
+
+
+@pytest.fixture
+def ahead_of_time(request):
+    """What compiling an operation's kernels printed, a record for each kernel and architecture."""
+
+    def wait(op):
+        done = request.config.stash[COMPILING][op].result()
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return wait

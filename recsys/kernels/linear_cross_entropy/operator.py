@@ -25,7 +25,9 @@ def obstacles(x: Tensor, weight: Tensor, *rest: Any) -> Obstacles:
     found = dict(dtype_obstacles(x.dtype))
     widest = MAX_FUSED_BYTES // x.element_size()
     if x.shape[-1] > widest:
-        found.setdefault("triton", f"the Triton kernels take up to {widest} dimensions of {x.dtype}")
+        found.setdefault(
+            "triton", f"the Triton kernels take up to {widest} dimensions of {x.dtype}"
+        )
     return found
 
 
