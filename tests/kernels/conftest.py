@@ -36,6 +36,11 @@ def _nan_in_fresh_memory():
     torch.use_deterministic_algorithms(False)
 
 
+def pytest_collection_modifyitems(items):
+    """What is compiled ahead of time is looked at last, when it is ready."""
+    items.sort(key=lambda item: "test_ahead_of_time" in item.nodeid)
+
+
 def pytest_collection_finish(session):
     """Begin to compile as soon as it is known that somebody will ask: beside the other tests."""
     if any("test_ahead_of_time" in item.nodeid for item in session.items):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.kernels.compiled import exp, kernel, over_sequences, summing
+from recsys.kernels.compiled import exp, inlined, kernel, over_sequences, summing
 from recsys.kernels.packing import check_cu_seqlens
 
 _NO_MASK = np.empty(0, dtype=np.bool_)
@@ -118,38 +118,22 @@ def _exponentials(x, lowest):
         x[i] = zero if x[i] < lowest else e
 
 
-@kernel
-def _sums(p, lse0, reset, kept, lse, start, end, reverse):
-    """kept of what is left of the sum before a step; lse [H] of the logarithm of the last sum."""
-    zero, one = np.zeros(1, dtype=p.dtype)[0], np.ones(1, dtype=p.dtype)[0]
-    step = -1 if reverse else 1
-    for h in range(p.shape[1]):
-        total = zero if lse0[h] == -np.inf else one
-        t = end - 1 if reverse else start
-        for _ in range(end - start):
-            old = zero if len(reset) > 0 and reset[t] else total * kept[t, h]
-            kept[t, h] = old
-            total = old + p[t, h]
-            t += step
-        lse[h] += np.log(total)
+@inlined
+def _shares(p_t, kept_t, total, forgets, zero, one):
+    """p_t and what is left of a step's sums over the new sum; 0 and 1 while nothing has come."""
+    for h in range(len(total)):
+        old = zero if forgets else total[h] * kept_t[h]
+        new = p_t[h]
+        whole = old + new
+        total[h] = whole
+        nothing = whole == zero
+        p_t[h] = zero if nothing else new / whole
+        kept_t[h] = (zero if forgets else one) if nothing else old / whole
 
 
 @kernel
-def _shares(p, kept):
-    """Both over their sum; 0 and 1 while nothing has come."""
-    one = np.ones(1, dtype=p.dtype)[0]
-    for i in range(len(p)):
-        total = p[i] + kept[i]
-        whole = one if total == 0 else total
-        left = one if total == 0 else kept[i]
-        p[i] = p[i] / whole
-        kept[i] = left / whole
-
-
-@kernel
-def _forget(kept_t, o):
+def _clear(o):
     for h in range(o.shape[0]):
-        kept_t[h] = 0
         for d in range(o.shape[1]):
             o[h, d] = 0
 
@@ -165,6 +149,8 @@ def _copy(o, y_t):
 def _walk(s, v, lse0, o0, reset, valid, p, kept, y, lse, o, cu, first, last, reverse, lowest):
     heads, dim = v.shape[1], v.shape[2]
     step = -1 if reverse else 1
+    total = np.empty(heads, dtype=p.dtype)
+    zero, one = np.zeros(1, dtype=p.dtype)[0], np.ones(1, dtype=p.dtype)[0]
     for n in range(first, last):
         start, end = cu[n], cu[n + 1]
         numbers = (end - start) * heads
@@ -172,13 +158,16 @@ def _walk(s, v, lse0, o0, reset, valid, p, kept, y, lse, o, cu, first, last, rev
         _exponents(s, lse0[n], reset, valid, p, kept, lse[n], start, end, reverse)
         _exponentials(p_n, lowest)
         _exponentials(kept_n, lowest)
-        _sums(p, lse0[n], reset, kept, lse[n], start, end, reverse)
-        _shares(p_n, kept_n)
+        for h in range(heads):
+            total[h] = zero if lse0[n, h] == -np.inf else one
         _copy(o0[n], o[n])
         t = end - 1 if reverse else start
         for _ in range(end - start):
-            if len(reset) > 0 and reset[t]:
-                _forget(kept[t], o[n])
+            forgets = len(reset) > 0 and reset[t]
+            # Among the rows, whose memory is waited for, what each sum waits for costs nothing.
+            _shares(p[t], kept[t], total, forgets, zero, one)
+            if forgets:
+                _clear(o[n])
             if len(valid) > 0 and not valid[t]:
                 _copy(o[n], y[t])
             else:
@@ -190,6 +179,8 @@ def _walk(s, v, lse0, o0, reset, valid, p, kept, y, lse, o, cu, first, last, rev
                         o_t[d] = o_d
                         y_t[d] = o_d
             t += step
+        for h in range(heads):
+            lse[n, h] += np.log(total[h])
 
 
 @summing
