@@ -251,7 +251,10 @@ def loss(speed: float) -> None:
             if hasattr(torch.nn, "LinearCrossEntropyOptions"):
                 options = torch.nn.LinearCrossEntropyOptions()
                 rivals["torch auto"] = lambda x, w: F.linear_cross_entropy(
-                    x, w, target, options=options  # noqa: B023
+                    x,
+                    w,
+                    target,
+                    options=options,  # noqa: B023
                 )
             # 8 N V D operations with the logits computed twice, at an H100's 800 T a second in bf16.
             operations = round(8 * target_rows * items * dim / 800e12 * 1e6, 1)

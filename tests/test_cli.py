@@ -250,6 +250,7 @@ JSON = {
     "models": "",
     "losses": "",
     "recipes": "",
+    "kernels": "",
 }
 
 

@@ -7,6 +7,7 @@ after an edit of this one, remove the `__pycache__` folders.
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -21,6 +22,8 @@ from numba.extending import intrinsic, overload
 
 SERIAL_BYTES = 1 << 20
 """Below this much memory traffic a second thread costs more than it brings."""
+SHARES = 4
+"""Parts of the work for each thread."""
 
 Kernel = Callable[..., None]
 _OPTIONS: Any = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
@@ -72,15 +75,24 @@ def over_sequences(
     if threads <= 1 or sum(array.nbytes for array in arrays) < SERIAL_BYTES:
         function(*arrays, cu_seqlens, 0, num_sequences, *options)
         return
-    shares = np.arange(1, threads) * int(cu_seqlens[-1]) / threads
-    cuts = [0, *np.searchsorted(cu_seqlens[:-1], shares).tolist(), num_sequences]
-    parts = [
-        _pool().submit(function, *arrays, cu_seqlens, first, last, *options)
-        for first, last in pairwise(cuts[1:])
-    ]
-    function(*arrays, cu_seqlens, cuts[0], cuts[1], *options)
-    for part in parts:
-        part.result()
+    # More shares than threads, taken one by one: torch's own threads spin for a while after their
+    # work, and a thread of ours that has to wait for such a core must not hold up the others.
+    shares = threads * SHARES
+    cuts = np.searchsorted(cu_seqlens[:-1], np.arange(1, shares) * int(cu_seqlens[-1]) / shares)
+    left = deque(pairwise([0, *cuts.tolist(), num_sequences]))
+
+    def work() -> None:
+        while left:
+            try:
+                first, last = left.popleft()
+            except IndexError:  # another thread was faster
+                return
+            function(*arrays, cu_seqlens, first, last, *options)
+
+    helpers = [_pool().submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        helper.result()
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}

@@ -34,9 +34,7 @@ def _softmax_scan(s, v, lse, o, **options):
 
 
 def _selective_scan(u, dt, A, B, C, state, **options):
-    return selective_scan(
-        u, dt, A, B, C, initial_state=state, return_final_state=True, **options
-    )
+    return selective_scan(u, dt, A, B, C, initial_state=state, return_final_state=True, **options)
 
 
 def _linear_attention(q, k, v, log_decay, state, **options):
@@ -146,7 +144,10 @@ def loss_problem(rows, items, dim, device):
     """(call, tensors) of linear_cross_entropy."""
     generator = torch.Generator().manual_seed(0)
     target = torch.randint(items, (rows,), generator=generator).to(device)
-    x, weight = torch.randn(rows, dim, generator=generator), torch.randn(items, dim, generator=generator)
+    x, weight = (
+        torch.randn(rows, dim, generator=generator),
+        torch.randn(items, dim, generator=generator),
+    )
 
     def call(x, weight, backend):
         return (linear_cross_entropy(x, weight, target, label_smoothing=0.1, backend=backend),)
@@ -178,7 +179,9 @@ def test_kernels_match_the_definition(op, length, dtype, backend):
 def test_packed_and_reversed_sequences_match_the_definition(op, reverse):
     call, tensors = problem(op, 150, torch.float32, "cuda", rows=1)
     packed = {
-        name: x[0] if x.shape[:2] == (1, 150) else x.repeat(4, *[1] * (x.dim() - 1))
+        name: x[0]
+        if x.shape[:2] == (1, 150)
+        else x.repeat(4, *[1] * (x.dim() - 1))
         if name in ("state", "lse", "o")
         else x
         for name, x in tensors.items()
