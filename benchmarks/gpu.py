@@ -72,11 +72,11 @@ def floor(speed: float, forward: int, backward: int) -> list[float]:
     return [round(n / speed * 1e6, 2) for n in (forward, forward + backward)]
 
 
-def peer(package: str, run: Callable[[], Figures]) -> Figures | str:
+def peer(package: str, run: Run, *inputs: Tensor) -> Figures | str:
     """A peer's figures, or why there are none."""
     if importlib.util.find_spec(package) is None:
         return f"not taken: {package} is not installed"
-    return run()
+    return both(run, *inputs)
 
 
 def scan(speed: float) -> None:
@@ -116,10 +116,10 @@ def scan(speed: float) -> None:
                     "triton": both(linear_scan, a, b),
                     "torch": both(lambda a, b: linear_scan(a, b, backend="torch"), a, b),
                     "compiled associative_scan": _without_gradient(compiled, a, b),
-                    "accelerated_scan": peer("accelerated_scan", lambda: both(accelerated, a, b)),
-                    "fla chunk_hgrn": peer("fla", lambda: both(hgrn, a, b)),
+                    "accelerated_scan": peer("accelerated_scan", accelerated, a, b),
+                    "fla chunk_hgrn": peer("fla", hgrn, a, b),
                 },
-            )  # fmt: skip
+            )
     b = torch.randn(128, 200, 128, device=DEVICE, dtype=torch.complex64)
     for name, a in (("constant", torch.rand(128, device=DEVICE) + 0j), ("full", 0.5 * b)):
         moved = 2 if name == "constant" else 3
@@ -187,22 +187,22 @@ def selective(speed: float) -> None:
                 "floor": floor(speed, 3 * u.nbytes + 2 * B.nbytes, 6 * u.nbytes + 4 * B.nbytes),
                 "triton": both(selective_scan, u, dt, A, B, C),
                 "torch": both(lambda *x: selective_scan(*x, backend="torch"), u, dt, A, B, C),
-                "mamba_ssm": peer("mamba_ssm", lambda: both(mamba, u, dt, A, B, C)),  # noqa: B023
+                "mamba_ssm": peer("mamba_ssm", mamba, u, dt, A, B, C),
             },
         )
 
 
 def attention(speed: float) -> None:
     """linear_attention with decay, in chunks."""
+
+    def attend(backend: Any) -> Run:
+        return lambda q, k, v, d: linear_attention(q, k, v, log_decay=d, backend=backend)
+
     for B, L, H, K, P in ((128, 200, 4, 64, 32), (1024, 200, 4, 64, 64)):
         for dtype in (torch.float32, torch.bfloat16):
             q, k = (torch.randn(B, L, H, K, device=DEVICE).to(dtype) / 8 for _ in range(2))
             v = torch.randn(B, L, H, P, device=DEVICE).to(dtype)
             decay = -torch.rand(B, L, H, device=DEVICE)
-
-            def attend(backend: Any) -> Run:
-                return lambda q, k, v, d: linear_attention(q, k, v, log_decay=d, backend=backend)
-
             moved = q.nbytes + k.nbytes + 2 * v.nbytes
             emit(
                 "gpu linear_attention",
@@ -229,7 +229,7 @@ def rnn(speed: float) -> None:
                 "floor": floor(speed, 4 * x.nbytes, 8 * x.nbytes),
                 "triton": both(lambda u, p: rnn_scan(GRU, u, p), u, params),
                 "newton": both(lambda u, p: rnn_scan(GRU, u, p, method="newton"), u, params),
-                "cuDNN": both(lambda x: gru(x)[0], x),  # noqa: B023
+                "cuDNN": both(lambda x, gru=gru: gru(x)[0], x),
             },
         )
 
@@ -242,27 +242,27 @@ def loss(speed: float) -> None:
             x = torch.randn(target_rows, dim, device=DEVICE).bfloat16()
             table = (0.1 * torch.randn(items, dim, device=DEVICE)).bfloat16()
             target = torch.randint(items, (target_rows,), device=DEVICE)
-            rivals: dict[str, Run] = {
-                "triton": lambda x, w: linear_cross_entropy(x, w, target),  # noqa: B023
-                "torch": lambda x, w: linear_cross_entropy(x, w, target, backend="torch"),  # noqa: B023
-            }
-            if items <= 100_000:
-                rivals["plain"] = lambda x, w: F.cross_entropy(F.linear(x, w), target)  # noqa: B023
-            if hasattr(torch.nn, "LinearCrossEntropyOptions"):
-                options = torch.nn.LinearCrossEntropyOptions()
-                rivals["torch auto"] = lambda x, w: F.linear_cross_entropy(
-                    x,
-                    w,
-                    target,
-                    options=options,  # noqa: B023
-                )
-            # 8 N V D operations with the logits computed twice, at an H100's 800 T a second in bf16.
+            rivals = _rivals(target, plain=items <= 100_000)
+            # 8 N V D operations, the logits computed twice; an H100 does 800 T a second in bf16.
             operations = round(8 * target_rows * items * dim / 800e12 * 1e6, 1)
             emit(
                 "gpu linear_cross_entropy",
                 {"items": items, "dim": dim, "floor_by_operations": operations}
                 | {name: _loss_figures(run, x, table) for name, run in rivals.items()},
             )
+
+
+def _rivals(target: Tensor, plain: bool) -> dict[str, Run]:
+    rivals: dict[str, Run] = {
+        "triton": lambda x, w: linear_cross_entropy(x, w, target),
+        "torch": lambda x, w: linear_cross_entropy(x, w, target, backend="torch"),
+    }
+    if plain:
+        rivals["plain"] = lambda x, w: F.cross_entropy(F.linear(x, w), target)
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # new in torch 2.13
+        options = torch.nn.LinearCrossEntropyOptions()
+        rivals["torch auto"] = lambda x, w: F.linear_cross_entropy(x, w, target, options=options)
+    return rivals
 
 
 def _loss_figures(run: Run, x: Tensor, table: Tensor) -> Figures:

@@ -73,11 +73,19 @@ def problem(op, length, dtype, device, rows=3):
     calls = {
         "linear_scan": lambda: (
             _linear_scan,
-            {"a": low(normal(N, L, 70).sigmoid()), "b": low(normal(N, L, 70)), "state": state(normal(N, 70))},
+            {
+                "a": low(normal(N, L, 70).sigmoid()),
+                "b": low(normal(N, L, 70)),
+                "state": state(normal(N, 70)),
+            },
         ),
         "linear_scan constant": lambda: (
             _linear_scan,
-            {"a": low(normal(70).sigmoid()), "b": low(normal(N, L, 70)), "state": state(normal(N, 70))},
+            {
+                "a": low(normal(70).sigmoid()),
+                "b": low(normal(N, L, 70)),
+                "state": state(normal(N, 70)),
+            },
         ),
         "softmax_scan": lambda: (
             _softmax_scan,
@@ -125,7 +133,7 @@ def problem(op, length, dtype, device, rows=3):
                 "state": state(normal(N, 2, 70).tanh()),
             },
         ),
-    }  # fmt: skip
+    }
     return calls[op]()
 
 
