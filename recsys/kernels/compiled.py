@@ -19,6 +19,7 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
+from torch import Tensor
 
 SERIAL_BYTES = 1 << 20
 """Below this much memory traffic a second thread costs more than it brings."""
@@ -94,6 +95,18 @@ def over_sequences(
     for helper in helpers:
         helper.result()
 
+
+def arrays(dtype: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:
+    """CPU tensors as contiguous arrays of `dtype`, without a copy where they are that already."""
+    return [tensor.to(dtype).resolve_conj().contiguous().numpy() for tensor in tensors]
+
+
+def mask(mask_T: Tensor | None) -> np.ndarray:
+    """A bool tensor as an array; one of length 0 for None, since kernels have no None."""
+    return _NO_MASK if mask_T is None else mask_T.numpy()
+
+
+_NO_MASK = np.empty(0, dtype=np.bool_)
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 

@@ -85,6 +85,13 @@ def check_shape(x: Tensor, shape: Sequence[int], name: str) -> None:
         raise InputError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
 
 
+def check_floating(**tensors: Tensor | None) -> None:
+    """InputError where a tensor, called by its name, does not hold real floating numbers."""
+    for name, x in tensors.items():
+        if x is not None and not x.is_floating_point():
+            raise InputError(f"{name} must be real floating numbers, got {x.dtype}")
+
+
 def check_device(*tensors: Tensor | None) -> None:
     """InputError where tensors lie on different devices."""
     devices = {tensor.device for tensor in tensors if tensor is not None}

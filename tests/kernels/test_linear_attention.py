@@ -439,7 +439,7 @@ def test_what_triton_cannot_do_is_said():
         ({"k": torch.ones(2, 37, 2, 4)}, "k must have shape"),
         ({"q": torch.ones(2, 37, 5)}, r"q must be \[batch"),
         ({"v": torch.ones(2, 37, 3, 5)}, "v must have shape"),
-        ({"v": torch.ones(2, 37, 2, 5, dtype=torch.int64)}, "v must be of real floating"),
+        ({"v": torch.ones(2, 37, 2, 5, dtype=torch.int64)}, "v must be real floating"),
         ({"log_decay": torch.ones(2, 37)}, "log_decay must have shape"),
         ({"beta": torch.ones(2, 37, 2, 1)}, "beta must have shape"),
         ({"S": torch.ones(3, 2, 11, 3)}, "initial_state.S must have shape"),

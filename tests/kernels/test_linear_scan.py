@@ -203,7 +203,7 @@ def test_threads_change_nothing(threads, monkeypatch):
     monkeypatch.setattr(compiled, "SERIAL_BYTES", 0)
     data = tensors(B=5, L=70, channels=(9,), kind="constant")
     alone = outcome(call, data, "cpu")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads)  # every test begins with one again
     together = outcome(call, data, "cpu")
     assert all(torch.equal(alone[name], together[name]) for name in alone)
 
@@ -254,6 +254,7 @@ def test_a_block_that_names_a_backend_runs_it():
     ("changes", "message"),
     [
         ({"a": torch.ones(3, 7)}, "does not broadcast"),
+        ({"b": torch.ones(2, 37, 2, 5, dtype=torch.long)}, "b must be floating or complex"),
         ({"initial_state": torch.ones(3, 2, 5)}, "initial_state must have shape"),
         ({"reset": torch.zeros(2, 36, dtype=torch.bool)}, "reset must begin with sizes"),
         ({"reset": torch.zeros(2, 37)}, "reset must be bool"),

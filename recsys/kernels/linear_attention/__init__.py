@@ -22,6 +22,7 @@ from recsys.kernels.packing import (
     Definition,
     Times,
     check_device,
+    check_floating,
     check_shape,
     run_definition,
     state_dtype,
@@ -156,9 +157,7 @@ def _check(
 ) -> None:
     lead = len(times.shape)
     named = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta}
-    for name, x in named.items():
-        if x is not None and not x.is_floating_point():
-            raise InputError(f"{name} must be of real floating numbers, got {x.dtype}")
+    check_floating(**named)
     if q.dim() != lead + 2:
         wanted = "[batch, time, heads, keys]" if lead == 2 else "[time, heads, keys]"
         raise InputError(f"q must be {wanted}, got shape {tuple(q.shape)}")

@@ -50,6 +50,9 @@ def linear_scan(
     States and sums are float32 (complex64) for low-precision inputs and have their gradients too.
     InputError for shapes that do not fit.
     """
+    for name, x in (("a", a), ("b", b)):
+        if not (x.is_floating_point() or x.is_complex()):
+            raise InputError(f"{name} must be floating or complex numbers, got {x.dtype}")
     times = times_of(b, cu_seqlens)
     channels = b.shape[len(times.shape) :]
     check_device(a, b, initial_state, cu_seqlens, reset)

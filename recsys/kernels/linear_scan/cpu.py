@@ -9,11 +9,9 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from recsys.kernels.compiled import kernel, over_sequences
+from recsys.kernels.compiled import arrays, kernel, mask, over_sequences
 from recsys.kernels.lanes import LANES, add, load, multiply, multiply_add, store
 from recsys.kernels.packing import check_cu_seqlens
-
-_NO_RESET = np.empty(0, dtype=np.bool_)
 
 
 def forward(
@@ -26,12 +24,12 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(y [T, D] in the dtype of b, final [N, D])."""
     check_cu_seqlens(cu_seqlens, len(b_TD))
-    a, b, h = _arrays(h_ND.dtype, a_TG, b_TD, h_ND)
+    a, b, h = arrays(h_ND.dtype, a_TG, b_TD, h_ND)
     y_TD = torch.empty(b_TD.shape, dtype=h_ND.dtype)
     final_ND = torch.empty_like(h_ND, memory_format=torch.contiguous_format)
     over_sequences(
         _walk_groups if a.shape[1] != b.shape[1] else _walk,
-        *(a, b, h, _reset(reset_T), y_TD.numpy(), final_ND.numpy()),
+        *(a, b, h, mask(reset_T), y_TD.numpy(), final_ND.numpy()),
         cu_seqlens=cu_seqlens.numpy(),
         options=(reverse,),
     )
@@ -50,28 +48,20 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(da [T or 1, G], db [T, D], dh [N, D]) of `forward`."""
     dtype = h_ND.dtype
-    dy, dfinal, a, y, h = _arrays(dtype, dy_TD, dfinal_ND, a_TG.resolve_conj(), y_TD, h_ND)
+    dy, dfinal, a, y, h = arrays(dtype, dy_TD, dfinal_ND, a_TG, y_TD, h_ND)
     constant = len(a_TG) == 1 != len(y_TD)
     da = torch.empty((len(h_ND) if constant else len(y_TD), a.shape[1]), dtype=dtype)
     db_TD, dh_ND = torch.empty(y_TD.shape, dtype=dtype), torch.empty(h_ND.shape, dtype=dtype)
     grouped = a.shape[1] != y.shape[1]
     over_sequences(
         _back_groups if grouped else _back_constant if constant else _back,
-        *(dy, dfinal, a, y, h, _reset(reset_T), da.numpy(), db_TD.numpy(), dh_ND.numpy()),
+        *(dy, dfinal, a, y, h, mask(reset_T), da.numpy(), db_TD.numpy(), dh_ND.numpy()),
         cu_seqlens=cu_seqlens.numpy(),
         options=(reverse,),
     )
     # By sequence first and in their order, so that threads do not change the sum.
     da_TG = da.sum(dim=0, keepdim=True) if constant else da
     return da_TG.to(a_TG.dtype), db_TD.to(y_TD.dtype), dh_ND
-
-
-def _arrays(dtype: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.to(dtype).contiguous().numpy() for tensor in tensors]
-
-
-def _reset(reset_T: Tensor | None) -> np.ndarray:
-    return _NO_RESET if reset_T is None else reset_T.numpy()
 
 
 # Kernels of their own for a decay of every channel, of a group of channels, and one that is the

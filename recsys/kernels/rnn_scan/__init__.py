@@ -15,6 +15,7 @@ from recsys.kernels.backends import Backend, asked_backend, dtype_obstacles
 from recsys.kernels.packing import (
     Times,
     check_device,
+    check_floating,
     check_shape,
     run_definition,
     state_dtype,
@@ -72,7 +73,7 @@ def rnn_scan(
     InputError for shapes that do not fit.
     """
     _check_options(method, max_iter, tol, on_fail)
-    _check_numbers(u=u, params=params, initial_state=initial_state)
+    check_floating(u=u, params=params, initial_state=initial_state)
     check_device(u, params, initial_state, cu_seqlens, reset)
     times = times_of(u, cu_seqlens)
     _check_sizes(cell, u, params, times.shape)
@@ -122,12 +123,6 @@ def _check_options(method: str, max_iter: int, tol: float, on_fail: str) -> None
         raise InputError(f"max_iter must be at least 1, got {max_iter}")
     if not tol > 0:
         raise InputError(f"tol must be above 0, got {tol}")
-
-
-def _check_numbers(**tensors: Tensor | None) -> None:
-    for name, x in tensors.items():
-        if x is not None and not x.is_floating_point():
-            raise InputError(f"{name} must be real floating numbers, got {x.dtype}")
 
 
 def _check_sizes(cell: Cell, u: Tensor, params: Tensor, steps: torch.Size) -> None:

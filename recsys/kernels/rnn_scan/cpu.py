@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.kernels.compiled import kernel, over_sequences, sigmoid, tanh
+from recsys.kernels.compiled import arrays, kernel, mask, over_sequences, sigmoid, tanh
 from recsys.kernels.packing import check_cu_seqlens
 from recsys.kernels.rnn_scan.cells import GRU, Cell
-
-_NO_RESET = np.empty(0, dtype=np.bool_)
 
 
 def forward(
@@ -32,8 +30,8 @@ def forward(
     final_NSD = torch.empty(h_NSD.shape, dtype=dtype)
     over_sequences(
         _walk_gru if cell == GRU else _walk_lstm,
-        *_arrays(dtype, u_TGD, params_GD, h_NSD),
-        *(_reset(reset_T), y_TD.numpy(), rest_TRD.numpy(), final_NSD.numpy()),
+        *arrays(dtype, u_TGD, params_GD, h_NSD),
+        *(mask(reset_T), y_TD.numpy(), rest_TRD.numpy(), final_NSD.numpy()),
         cu_seqlens=cu_seqlens.numpy(),
         options=(reverse,),
     )
@@ -59,21 +57,13 @@ def backward(
     dparams_NGD = torch.empty((len(h_NSD), *params_GD.shape), dtype=dtype)
     over_sequences(
         _back_gru if cell == GRU else _back_lstm,
-        *_arrays(dtype, dy_TD, dfinal_NSD, u_TGD, params_GD, h_NSD, y_TD, rest_TRD),
-        *(_reset(reset_T), du_TGD.numpy(), dparams_NGD.numpy(), dh_NSD.numpy()),
+        *arrays(dtype, dy_TD, dfinal_NSD, u_TGD, params_GD, h_NSD, y_TD, rest_TRD),
+        *(mask(reset_T), du_TGD.numpy(), dparams_NGD.numpy(), dh_NSD.numpy()),
         cu_seqlens=cu_seqlens.numpy(),
         options=(reverse,),
     )
     # By sequence first and in their order, so that threads do not change the sum.
     return du_TGD, dparams_NGD.sum(dim=0), dh_NSD
-
-
-def _arrays(dtype: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.to(dtype).contiguous().numpy() for tensor in tensors]
-
-
-def _reset(reset_T: Tensor | None) -> np.ndarray:
-    return _NO_RESET if reset_T is None else reset_T.numpy()
 
 
 @kernel

@@ -15,6 +15,7 @@ from recsys.kernels.backends import Backend, asked_backend, dtype_obstacles
 from recsys.kernels.packing import (
     Times,
     check_device,
+    check_floating,
     check_shape,
     run_definition,
     state_dtype,
@@ -59,7 +60,7 @@ def selective_scan(
     float32 for low-precision inputs and have their gradients too.
     InputError for shapes that do not fit.
     """
-    _check_numbers(u=u, dt=dt, A=A, B=B, C=C, D=D, z=z, initial_state=initial_state)
+    check_floating(u=u, dt=dt, A=A, B=B, C=C, D=D, z=z, initial_state=initial_state)
     check_device(u, dt, A, B, C, D, z, initial_state, cu_seqlens, reset)
     times = times_of(u, cu_seqlens)
     _check_sizes(u, dt, A, B, C, D, z, times.shape)
@@ -120,12 +121,6 @@ def _skip_and_gate(
     if z is not None:
         y = y.to(state) * F.silu(z.to(state))
     return y.to(u.dtype)
-
-
-def _check_numbers(**tensors: Tensor | None) -> None:
-    for name, x in tensors.items():
-        if x is not None and not x.is_floating_point():
-            raise InputError(f"{name} must be real floating numbers, got {x.dtype}")
 
 
 def _check_sizes(

@@ -7,11 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.kernels.compiled import exp, kernel, over_sequences, summing_kernel
+from recsys.kernels.compiled import arrays, exp, kernel, mask, over_sequences, summing_kernel
 from recsys.kernels.packing import check_cu_seqlens
 from recsys.kernels.selective_scan.checkpoints import CHUNK, num_checkpoints
-
-_NO_RESET = np.empty(0, dtype=np.bool_)
 
 
 def forward(
@@ -33,8 +31,8 @@ def forward(
     checkpoints_CSD = torch.empty((num_checkpoints(len(u_TD)), *h_NSD.shape[1:]), dtype=dtype)
     over_sequences(
         _walk,
-        *_arrays(dtype, u_TD, dt_TD, A_SD, B_TS, C_TS, h_NSD),
-        *(_reset(reset_T), y_TD.numpy(), final_NSD.numpy(), checkpoints_CSD.numpy()),
+        *arrays(dtype, u_TD, dt_TD, A_SD, B_TS, C_TS, h_NSD),
+        *(mask(reset_T), y_TD.numpy(), final_NSD.numpy(), checkpoints_CSD.numpy()),
         cu_seqlens=cu_seqlens.numpy(),
         options=(reverse,),
     )
@@ -61,8 +59,8 @@ def backward(
     gradients = [torch.empty(shape, dtype=dtype) for shape in shapes]
     over_sequences(
         _back,
-        *_arrays(dtype, dy_TD, dfinal_NSD, u_TD, dt_TD, A_SD, B_TS, C_TS, h_NSD),
-        *(checkpoints_CSD.numpy(), _reset(reset_T)),
+        *arrays(dtype, dy_TD, dfinal_NSD, u_TD, dt_TD, A_SD, B_TS, C_TS, h_NSD),
+        *(checkpoints_CSD.numpy(), mask(reset_T)),
         *(gradient.numpy() for gradient in gradients),
         cu_seqlens=cu_seqlens.numpy(),
         options=(reverse,),
@@ -70,14 +68,6 @@ def backward(
     du_TD, ddt_TD, dA_NSD, dB_TS, dC_TS, dh_NSD = gradients
     # By sequence first and in their order, so that threads do not change the sum.
     return du_TD, ddt_TD, dA_NSD.sum(dim=0), dB_TS, dC_TS, dh_NSD
-
-
-def _arrays(dtype: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.to(dtype).contiguous().numpy() for tensor in tensors]
-
-
-def _reset(reset_T: Tensor | None) -> np.ndarray:
-    return _NO_RESET if reset_T is None else reset_T.numpy()
 
 
 @kernel

@@ -15,6 +15,7 @@ from recsys.kernels.backends import Backend, asked_backend, dtype_obstacles
 from recsys.kernels.packing import (
     Times,
     check_device,
+    check_floating,
     check_shape,
     run_definition,
     state_dtype,
@@ -113,9 +114,7 @@ def _check(s: Tensor, v: Tensor, time_dims: int) -> None:
         leading = "batch, time" if time_dims == 2 else "time"
         raise InputError(f"v must be [{leading}, heads, channels], got shape {tuple(v.shape)}")
     check_shape(s, v.shape[:-1], "s")
-    for x, name in ((s, "s"), (v, "v")):
-        if not x.is_floating_point():
-            raise InputError(f"{name} must be floating point, got {x.dtype}")
+    check_floating(s=s, v=v)
 
 
 def _state(

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.kernels.compiled import exp, inlined, kernel, over_sequences, summing
+from recsys.kernels.compiled import arrays, exp, inlined, kernel, mask, over_sequences, summing
 from recsys.kernels.packing import check_cu_seqlens
-
-_NO_MASK = np.empty(0, dtype=np.bool_)
 
 
 def forward(
@@ -34,8 +32,8 @@ def forward(
     final_NH, final_NHK = (torch.empty(x.shape, dtype=dtype) for x in (lse_NH, o_NHK))
     over_sequences(
         _walk,
-        *_arrays(dtype, s_TH, v_THK, lse_NH, o_NHK),
-        *(_mask(reset_T), _mask(valid_T)),
+        *arrays(dtype, s_TH, v_THK, lse_NH, o_NHK),
+        *(mask(reset_T), mask(valid_T)),
         *(x.numpy() for x in (p_TH, kept_TH, y_THK, final_NH, final_NHK)),
         cu_seqlens=cu_seqlens.numpy(),
         options=(reverse, _lowest(p_TH.numpy().dtype)),
@@ -65,20 +63,12 @@ def backward(
     )
     over_sequences(
         _back,
-        *_arrays(dtype, dy_THK, dlse_NH, do_NHK, v_THK, y_THK, o_NHK, p_TH, kept_TH),
+        *arrays(dtype, dy_THK, dlse_NH, do_NHK, v_THK, y_THK, o_NHK, p_TH, kept_TH),
         *(x.numpy() for x in (ds_TH, dv_THK, dlse0_NH, do0_NHK)),
         cu_seqlens=cu_seqlens.numpy(),
         options=(reverse,),
     )
     return ds_TH, dv_THK.to(v_THK.dtype), dlse0_NH, do0_NHK
-
-
-def _arrays(dtype: torch.dtype, *tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.to(dtype).contiguous().numpy() for tensor in tensors]
-
-
-def _mask(mask_T: Tensor | None) -> np.ndarray:
-    return _NO_MASK if mask_T is None else mask_T.numpy()
 
 
 def _lowest(dtype: np.dtype) -> np.floating:
