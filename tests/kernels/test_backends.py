@@ -203,7 +203,8 @@ def test_exp_sigmoid_and_tanh_of_float32_are_right_to_a_rounding_and_pass_nan_on
         for i in range(len(x)):
             e[i], s[i], t[i] = compiled.exp(x[i]), compiled.sigmoid(x[i]), compiled.tanh(x[i])
 
-    x = np.append(np.linspace(-87, 88, 9999), [1e-3, 0.0, np.nan, -np.inf, np.inf]).astype(np.float32)
+    x = np.append(np.linspace(-87, 88, 9999), [1e-3, 0, np.nan, -np.inf, np.inf])
+    x = x.astype(np.float32)
     e, s, t = (np.empty_like(x) for _ in range(3))
     apply(x, e, s, t)
     exact = np.exp(x.astype(np.float64))
