@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from recsys.kernels.compiled import inlined, kernel, over_sequences
+from recsys.kernels.compiled import arrays, inlined, kernel, over_sequences
 from recsys.kernels.lanes import (
     LANES,
     add,
@@ -55,7 +55,7 @@ def forward(
     shape = states_shape(q_THK, k_THK, v_THP, len(S_NHKP), chunk_size)
     states = torch.empty(shape, dtype=dtype)
     o, final = torch.empty(v.shape, dtype=dtype), torch.empty(S.shape, dtype=dtype)
-    beta = () if beta_TH is None else (_array(beta_TH, dtype),)
+    beta = () if beta_TH is None else (arrays(dtype, beta_TH)[0],)
     over_sequences(
         _walk if beta_TH is None else _walk_delta,
         *(q, k, v, _decays(log_decay_TH, v, dtype), *beta, S),
@@ -95,7 +95,7 @@ def backward(
     over_sequences(
         _back if beta_TH is None else _back_delta,
         *(do, dfinal, q, k, v, decay),
-        *(() if beta_TH is None else (_array(beta_TH, dtype), dbeta.numpy())),
+        *(() if beta_TH is None else (arrays(dtype, beta_TH)[0], dbeta.numpy())),
         *(states.flatten(2).contiguous().numpy(), dq.numpy(), dk.numpy(), dv.numpy()),
         *(ddecay.numpy(), dS.numpy()),
         cu_seqlens=cu_seqlens.numpy(),
@@ -119,21 +119,16 @@ def _whole(size: int) -> int:
     return -(-size // LANES) * LANES
 
 
-def _array(x: Tensor, dtype: torch.dtype) -> np.ndarray:
-    array: np.ndarray = x.to(dtype).contiguous().numpy()
-    return array
-
-
 def _vectors(x: Tensor, dtype: torch.dtype) -> np.ndarray:
     """x with zeros up to a whole number of vectors in its last place."""
-    return _array(pad(x, (0, _whole(x.shape[-1]) - x.shape[-1])), dtype)
+    return arrays(dtype, pad(x, (0, _whole(x.shape[-1]) - x.shape[-1])))[0]
 
 
 def _matrices(S_NHKP: Tensor) -> np.ndarray:
     """[N, H, K P] with K and P filled up by zeros."""
     key_size, value_size = S_NHKP.shape[2:]
     filled = pad(S_NHKP, (0, _whole(value_size) - value_size, 0, _whole(key_size) - key_size))
-    return _array(filled.flatten(2), S_NHKP.dtype)
+    return arrays(S_NHKP.dtype, filled.flatten(2))[0]
 
 
 def _cut(S: Tensor, like_NHKP: Tensor, states: Tensor) -> Tensor:
@@ -146,7 +141,7 @@ def _decays(log_decay_TH: Tensor | None, v: np.ndarray, dtype: torch.dtype) -> n
     if log_decay_TH is None:
         return np.ones(v.shape[:2], v.dtype)
     # By torch, whose exp of -inf is 0; that of `compiled` is not.
-    return _array(log_decay_TH.to(dtype).exp(), dtype)
+    return arrays(dtype, log_decay_TH.to(dtype).exp())[0]
 
 
 # Parts of a step, on a state M of rows a and columns b that lies flat in memory. Four rows at a

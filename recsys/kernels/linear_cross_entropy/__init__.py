@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from recsys.errors import InputError
-from recsys.kernels.backends import Backend, asked_backend
+from recsys.kernels.backends import Backend, asked_backend, dtype_obstacles
 from recsys.kernels.linear_cross_entropy.operator import (
-    dtype_obstacles,
     obstacles,
     rows,
     weighted_sum,

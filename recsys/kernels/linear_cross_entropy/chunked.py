@@ -55,9 +55,7 @@ class Problem:
         """[R, I] logits of a block, in the memory of `out`, before softcap."""
         x, table = self.x_ND[rows], self.weight_VD[items]
         block = out.flatten()[: len(x) * len(table)].view(len(x), len(table))
-        if self.bias_V is None:
-            return torch.mm(x, table.T, out=block)
-        return torch.addmm(self.bias_V[items], x, table.T, out=block)
+        return _logits(x, table, None if self.bias_V is None else self.bias_V[items], block)
 
 
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:

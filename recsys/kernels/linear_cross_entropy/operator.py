@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recsys.errors import InputError
 from recsys.kernels import operators
-from recsys.kernels.backends import Obstacles, choose
+from recsys.kernels.backends import Obstacles, choose, dtype_obstacles
 from recsys.kernels.linear_cross_entropy import chunked
 from recsys.kernels.linear_cross_entropy.chunked import Problem
 
@@ -29,13 +29,6 @@ def obstacles(x: Tensor, weight: Tensor, *rest: Any) -> Obstacles:
             "triton", f"the Triton kernels take up to {widest} dimensions of {x.dtype}"
         )
     return found
-
-
-def dtype_obstacles(dtype: torch.dtype) -> dict[str, str]:
-    """float64 is for the CPU."""
-    if dtype == torch.float64:
-        return {"triton": "the Triton kernels do not compute in float64"}
-    return {}
 
 
 def _implementation(problem: Problem, asked: str) -> Any:

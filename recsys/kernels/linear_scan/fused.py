@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from recsys.kernels.tiles import after, last_row
+
 BLOCK_D = 32
 FORWARD_TIMES, BACKWARD_TIMES = 32, 16
 """Steps of a tile in float32; half where numbers are complex or (backward) take two bytes.
@@ -103,12 +105,6 @@ def _layout(a_TG: Tensor, b_TD: Tensor) -> tuple[int, int]:
 
 
 @triton.jit
-def _after(a, b, later_a, later_b):
-    """One affine map after another: later(h -> a h + b)."""
-    return later_a * a, later_a * b + later_b
-
-
-@triton.jit
 def _after_complex(ar, ai, br, bi, later_ar, later_ai, later_br, later_bi):
     return (
         later_ar * ar - later_ai * ai,
@@ -116,13 +112,6 @@ def _after_complex(ar, ai, br, bi, later_ar, later_ai, later_br, later_bi):
         later_ar * br - later_ai * bi + later_br,
         later_ar * bi + later_ai * br + later_bi,
     )
-
-
-@triton.jit
-def _last(x, BLOCK_T: tl.constexpr):
-    """The last row of a tile."""
-    rows = tl.arange(0, BLOCK_T)[:, None]
-    return tl.sum(tl.where(rows == BLOCK_T - 1, x, 0.0), axis=0)
 
 
 @triton.jit
@@ -153,7 +142,7 @@ def _scan_tile(ar, ai, br, bi, hr, hi, COMPLEX: tl.constexpr):
         ar, ai, br, bi = tl.associative_scan((ar, ai, br, bi), 0, _after_complex)
         return ar * hr - ai * hi + br, ar * hi + ai * hr + bi
     else:
-        ar, br = tl.associative_scan((ar, br), 0, _after)
+        ar, br = tl.associative_scan((ar, br), 0, after)
         return ar * hr + br, bi
 
 
@@ -193,7 +182,7 @@ def _forward(
             ar, ai = tl.where(keep, ar, 0.0), tl.where(keep, ai, 0.0)
         yr, yi = _scan_tile(ar, ai, br, bi, hr[None, :], hi[None, :], COMPLEX)
         _store(y, t[:, None] * dim + d[None, :], mask, yr, yi, COMPLEX)
-        hr, hi = _last(yr, BLOCK_T), _last(yi, BLOCK_T)
+        hr, hi = last_row(yr, BLOCK_T), last_row(yi, BLOCK_T)
     _store(final, n * dim + d, inside, hr, hi, COMPLEX)
 
 
@@ -257,7 +246,7 @@ def _backward(
             sum_i += tl.sum(tl.where(mask, dai, 0.0), axis=0)
         else:
             _store(da, t[:, None] * dim + d[None, :], mask, dar, dai, COMPLEX)
-        gr, gi = _last(gtr, BLOCK_T), _last(gti, BLOCK_T)
+        gr, gi = last_row(gtr, BLOCK_T), last_row(gti, BLOCK_T)
     if CONSTANT:
         _store(da, n * dim + d, inside, sum_r, sum_i, COMPLEX)
     # One more step back, to the state before the first event.

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from recsys.kernels.tiles import after, last_row
+
 BLOCK_D = 32
 FORWARD_TIMES, BACKWARD_TIMES, SCORE_TIMES = 16, 8, 64
 """Steps of a tile, of channels as many as 255 registers hold without a stack."""
@@ -113,23 +115,10 @@ def _merge(forgot, top, total, later_forgot, later_top, later_total):
 
 
 @triton.jit
-def _after(a, b, later_a, later_b):
-    """One affine map after another: later(x -> a x + b)."""
-    return later_a * a, later_a * b + later_b
-
-
-@triton.jit
 def _last_of_row(x, BLOCK_T: tl.constexpr):
     """[1], the last number of a tile of times."""
     i = tl.arange(0, BLOCK_T)
     return tl.sum(tl.where(i == BLOCK_T - 1, x, 0.0), axis=0, keep_dims=True)
-
-
-@triton.jit
-def _last(x, BLOCK_T: tl.constexpr):
-    """The last row of a tile."""
-    rows = tl.arange(0, BLOCK_T)[:, None]
-    return tl.sum(tl.where(rows == BLOCK_T - 1, x, 0.0), axis=0)
 
 
 @triton.jit
@@ -238,10 +227,10 @@ def _forward(
         p_tile = tl.load(p + at + weight, mask=real, other=0.0)[:, None]
         decay = tl.load(kept + at + weight, mask=real, other=1.0)[:, None]
         decay = tl.broadcast_to(decay, [BLOCK_T, BLOCK_D])
-        decay, sums = tl.associative_scan((decay, p_tile * v_tile), 0, _after)
+        decay, sums = tl.associative_scan((decay, p_tile * v_tile), 0, after)
         y_tile = decay * carry[None, :] + sums
         tl.store(y + at * channels + place, y_tile, mask=mask)
-        carry = _last(y_tile, BLOCK_T)
+        carry = last_row(y_tile, BLOCK_T)
     tl.store(o + state, carry, mask=inside)
 
 
@@ -292,7 +281,7 @@ def _backward(
         later = real & (first + i > 0)
         decay = tl.load(kept + at + weight + step * heads, mask=later, other=1.0)[:, None]
         decay = tl.broadcast_to(decay, [BLOCK_T, BLOCK_D])
-        decay, sums = tl.associative_scan((decay, dy_tile), 0, _after)
+        decay, sums = tl.associative_scan((decay, dy_tile), 0, after)
         g_tile = decay * g[None, :] + sums
         p_tile = tl.load(p + at + weight, mask=real, other=0.0)[:, None]
         tl.store(dv + at * channels + place, p_tile * g_tile, mask=mask)
@@ -303,7 +292,7 @@ def _backward(
         y_tile = tl.where((first + i == length - 1)[:, None], o_first[None, :], y_tile)
         part = tl.sum(tl.where(mask, g_tile * (v_tile - y_tile), 0.0), axis=1)
         tl.store(parts + block.to(tl.int64) * events * heads + at + weight, part, mask=real)
-        g = _last(g_tile, BLOCK_T)
+        g = last_row(g_tile, BLOCK_T)
     # One more step back, to the state before the first event.
     t = end - 1 if REVERSE else start
     some = inside & (d - d < length)
@@ -341,7 +330,7 @@ def _backward_scores(
         # Each m follows from the step behind it in time; the tile's first is at hand.
         later = (i > 0) & (first + i <= end - start)
         decay, moved = _movement(dot, p, kept, (t + step) * heads + h, later)
-        decay, sums = tl.associative_scan((decay, -moved), 0, _after)
+        decay, sums = tl.associative_scan((decay, -moved), 0, after)
         m_tile = decay * m + sums
         p_tile = tl.load(p + t * heads + h, mask=real, other=0.0)
         decay, moved = _movement(dot, p, kept, t * heads + h, real)
