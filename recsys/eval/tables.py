@@ -163,6 +163,9 @@ def catalogue(result: dict[str, Any]) -> None:
         console.print(Text.assemble((entry["name"], "bold"), "  ", entry["title"]))
         if entry.get("paper"):
             console.print(f"  {entry['paper']}", style="dim")
+        if entry.get("good_at"):
+            console.print(f"  good at: {entry['good_at']}")
+            console.print(f"  an event costs: {entry['cost']}")
         if isinstance(entry["settings"], list):
             for setting in entry["settings"]:
                 console.print(f"  {setting['name']} = {setting['default']}  ({setting['type']})")

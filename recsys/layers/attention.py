@@ -7,24 +7,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.layers.dropout import Dropout
+from recsys.layers.mixer import Mixer, State
 
 
-class CausalSelfAttention(nn.Module):
+class CausalSelfAttention(Mixer):
     """Multi-head attention in which a position sees itself and what came before it.
 
-    With right padding no mask is needed: padding lies behind every real position.
+    With right padding no mask is needed: padding lies behind every real position. Its state is a
+    ring of the last `window` keys and values: 2 window dim numbers.
     """
 
-    def __init__(self, dim: int, num_heads: int, dropout: float):
+    def __init__(self, dim: int, num_heads: int, dropout: float, window: int):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads, got {dim} and {num_heads}")
         self.num_heads = num_heads
+        self.window = window
         self.dropout = Dropout(dropout)
         self.project_in = nn.Linear(dim, 3 * dim)
         self.project_out = nn.Linear(dim, dim)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, times_BT: Tensor | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         batch, steps, dim = x_BTD.shape
         heads = self.project_in(x_BTD).view(batch, steps, 3, self.num_heads, dim // self.num_heads)
@@ -37,6 +40,46 @@ class CausalSelfAttention(nn.Module):
                 q_BHTK, k_BHTK, v_BHTK, dropout_p=p, is_causal=True
             )
         return self.project_out(mixed.transpose(1, 2).reshape(batch, steps, dim))
+
+    def init_state(self, batch_size: int) -> State:
+        """(keys and values [B, H, W, K], events so far int64 [B])."""
+        return empty_ring(batch_size, self.num_heads, self.window, self.project_in)
+
+    def step(
+        self, x_BD: Tensor, state: State, times_B: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """([B, D], the state behind the event)."""
+        heads = self.project_in(x_BD).view(len(x_BD), 3, self.num_heads, -1)
+        q_BHK, k_BHK, v_BHK = heads.unbind(1)
+        k_BHWK, v_BHWK, real_BW, state = push_to_ring(state, k_BHK, v_BHK)
+        mixed_BH1K = F.scaled_dot_product_attention(
+            q_BHK[:, :, None], k_BHWK, v_BHWK, attn_mask=real_BW[:, None, None]
+        )
+        return self.project_out(mixed_BH1K.flatten(1)), state
+
+
+def empty_ring(batch_size: int, num_heads: int, window: int, projection: nn.Linear) -> State:
+    """Room for `window` keys and values [B, H, W, K] of a projection from D, and a count of 0."""
+    weight = projection.weight
+    shape = (batch_size, num_heads, window, weight.shape[1] // num_heads)
+    count_B = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+    return weight.new_zeros(shape), weight.new_zeros(shape), count_B
+
+
+def push_to_ring(
+    state: State, k_BHK: Tensor, v_BHK: Tensor
+) -> tuple[Tensor, Tensor, Tensor, State]:
+    """(keys, values [B, H, W, K], bool [B, W] True for those that are filled, the new state).
+
+    The newest key takes the place of the oldest one once all places are filled.
+    """
+    k_BHWK, v_BHWK, count_B = state
+    window = k_BHWK.shape[2]
+    places_W = torch.arange(window, device=count_B.device)
+    here_B1W1 = (places_W == (count_B % window)[:, None])[:, None, :, None]
+    k_BHWK = torch.where(here_B1W1, k_BHK[:, :, None], k_BHWK)
+    v_BHWK = torch.where(here_B1W1, v_BHK[:, :, None], v_BHWK)
+    return k_BHWK, v_BHWK, places_W <= count_B[:, None], (k_BHWK, v_BHWK, count_B + 1)
 
 
 def attend_with_dropout(

@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ import recsys.models
 from recsys.batch import Batch
 from recsys.config import describe_fields
 from recsys.errors import InputError, nearest
+from recsys.layers.mixer import State
 
 Scorer = Callable[[Batch], Tensor]
 """batch -> [B, V+1] float32 scores; column 0 is padding. The result may be overwritten."""
@@ -36,6 +37,10 @@ class Recommender(nn.Module):
     """Frozen dataclass of the settings named model.* on the command line."""
     paper: ClassVar[str]
     """Where the model comes from."""
+    good_at: ClassVar[str]
+    """In a few words, when to choose it."""
+    cost: ClassVar[str]
+    """What an event costs: arithmetic in training and in `step`, and bytes of state."""
     max_len: int
     """Longest history the model takes, in items; callers cut longer ones from the left."""
 
@@ -82,6 +87,29 @@ class SequenceModel(Recommender):
         return lambda batch: self.query(batch).float() @ item_vectors.float().T
 
 
+@runtime_checkable
+class Stepwise(Protocol):
+    """A sequence model that takes events one by one.
+
+    Its query is that of `encode` over the events so far: up to max_len of them, and the last
+    max_len beyond. A recurrent model, whose state does not grow with max_len, forgets no event: its
+    query is that of `encode` over all of them.
+    """
+
+    def init_state(self, batch_size: int) -> State:
+        """The state of so many histories before their first event."""
+        ...
+
+    def step(
+        self, items_B: Tensor, state: State, times_B: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """(query [B, D] behind the events items_B int64 [B], the new state).
+
+        times_B int64 [B] in the unit of the data set, for models that were trained with times.
+        """
+        ...
+
+
 class CountingModel(Recommender):
     """A baseline that is fitted by counting instead of by gradient steps."""
 
@@ -108,12 +136,14 @@ def model_class(name: str) -> type[Any]:
 
 
 def model_list() -> list[dict[str, Any]]:
-    """Name, first line of the docstring, paper and settings of every model."""
+    """Name, first line of the docstring, paper, use, cost and settings of every model."""
     return [
         {
             "name": name,
             "title": (kind.__doc__ or "").partition("\n")[0],
             "paper": kind.paper,
+            "good_at": kind.good_at,
+            "cost": kind.cost,
             "settings": describe_fields(kind.Config, "model"),
         }
         for name in model_names()

@@ -21,6 +21,8 @@ class ItemKNN(CountingModel):
     paper = (
         "baseline; Garg et al., Sequence and Time Aware Neighborhood (STAN), SIGIR 2019, simplified"
     )
+    good_at = "no training time at all; hard to beat on sparse purchases"
+    cost = "window num_neighbours additions; no state"
 
     @dataclass(frozen=True)
     class Config:

@@ -14,6 +14,8 @@ class Popular(CountingModel):
     """Scores an item by how often it occurs in training."""
 
     paper = "baseline"
+    good_at = "new users, and as the bar every model must clear"
+    cost = "one count; no state"
 
     @dataclass(frozen=True)
     class Config:

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from recsys.batch import PAD, Batch
 from recsys.errors import InputError
 from recsys.layers.attention import CausalSelfAttention
-from recsys.layers.block import PreNormBlock
+from recsys.layers.block import PreNormBlock, Stack
 from recsys.layers.dropout import Dropout
 from recsys.layers.feedforward import FeedForward
+from recsys.layers.mixer import State
+from recsys.layers.window import Window
 from recsys.models.base import SequenceModel
 
 
@@ -18,6 +20,8 @@ class SASRec(SequenceModel):
     """Pre-norm transformer with learned positions; the item table serves input and output."""
 
     paper = "Kang & McAuley, Self-Attentive Sequential Recommendation, ICDM 2018"
+    good_at = "the strong default: sparse purchases and short to medium histories"
+    cost = "layers (6 dim^2 + 2 T dim) products; state max_len (16 + 8 layers dim) bytes"
 
     @dataclass(frozen=True)
     class Config:
@@ -54,10 +58,10 @@ class SASRec(SequenceModel):
         hidden_dim = config.dim if config.hidden_dim is None else config.hidden_dim
         self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=PAD)
         self.positions = nn.Embedding(config.max_len, config.dim)
-        self.blocks = nn.ModuleList(
+        self.blocks = Stack(
             PreNormBlock(
                 config.dim,
-                CausalSelfAttention(config.dim, config.num_heads, config.dropout),
+                CausalSelfAttention(config.dim, config.num_heads, config.dropout, config.max_len),
                 FeedForward(config.dim, hidden_dim, config.dropout),
                 config.dropout,
             )
@@ -76,13 +80,36 @@ class SASRec(SequenceModel):
         steps_T = torch.arange(batch.items_BT.shape[1], device=batch.items_BT.device)
         x_BTD = self.items(batch.items_BT) * self.items.embedding_dim**0.5
         x_BTD = self.dropout(x_BTD + self.positions(steps_T))
-        for block in self.blocks:
-            x_BTD = block(x_BTD)
-        return self.norm(x_BTD)
+        return self.norm(self.blocks(x_BTD))
 
     def item_vectors(self) -> Tensor:
         """[V+1, D] the embedding table."""
         return self.items.weight
+
+    def init_state(self, batch_size: int) -> State:
+        """The last max_len items, with their keys and values while no item has been lost:
+        max_len (16 + 8 num_layers dim) bytes a history."""
+        window = Window.empty(batch_size, self.max_len, self.items.weight.device)
+        return window, self.blocks.init_state(batch_size)
+
+    def step(
+        self, items_B: Tensor, state: State, times_B: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """(query [B, D] of the history with items_B int64 [B] behind it, the new state).
+
+        Costs one position up to max_len items. Beyond them every item changes its position with
+        each event, and the last max_len are encoded anew.
+        """
+        window, blocks = Window(*state[0]), state[1]
+        place_B = window.count_B.clamp_max(self.max_len - 1)
+        window = window.push(items_B, times_B)
+        x_BD = self.items(items_B) * self.items.embedding_dim**0.5 + self.positions(place_B)
+        x_BD, blocks = self.blocks.step(self.dropout(x_BD), blocks)
+        query_BD = self.norm(x_BD)
+        moved_B = window.overfull_B
+        if moved_B.any():
+            query_BD = query_BD.index_put((moved_B,), self.query(window.batch(moved_B, False)))
+        return query_BD, (window, blocks)
 
 
 MODEL = SASRec

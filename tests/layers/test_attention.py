@@ -54,7 +54,7 @@ def test_without_dropping_it_equals_the_fused_form_with_its_gradients():
 
 def test_dropout_in_training_keeps_the_mean():
     torch.manual_seed(0)
-    attention = CausalSelfAttention(8, 2, dropout=0.3)
+    attention = CausalSelfAttention(8, 2, dropout=0.3, window=4)
     x = torch.randn(4, 6, 8)
     with torch.no_grad():
         mean = torch.stack([attention.train()(x) for _ in range(3000)]).mean(dim=0)
@@ -63,4 +63,4 @@ def test_dropout_in_training_keeps_the_mean():
 
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="multiple of num_heads, got 8 and 3"):
-        CausalSelfAttention(8, 3, dropout=0.0)
+        CausalSelfAttention(8, 3, dropout=0.0, window=4)

@@ -28,6 +28,7 @@ from recsys.models.base import (
     model_names,
 )
 from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.state import fingerprint, state_from_bytes, state_to_bytes
 from recsys.training.losses import Softmax
 from recsys.training.objectives import next_item
 from recsys.training.optimizers import adamw
@@ -37,6 +38,10 @@ from recsys.training.watch import FolderWatcher, PlainReporter, StopRequest
 LEARNED = [name for name in model_names() if issubclass(model_class(name), SequenceModel)]
 COUNTED = [name for name in model_names() if issubclass(model_class(name), CountingModel)]
 STEPWISE = [name for name in LEARNED if hasattr(model_class(name), "step")]
+CAUSAL = [
+    name for name in LEARNED if model_class(name).training_pairs is SequenceModel.training_pairs
+]
+"""Models that train on every position at once, each of which asks for the item behind it."""
 NO_ORDER = ["popular"]
 """Models that cannot know what follows what."""
 
@@ -146,7 +151,7 @@ def test_no_query_sees_its_own_target(name):
     assert tried_N.all()
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", CAUSAL)
 @torch.no_grad()
 def test_no_position_sees_what_comes_behind_it(name):
     model, history = untrained(name), HISTORIES[0][:-1]
@@ -166,7 +171,7 @@ def test_a_query_sees_its_newest_item(name):
     assert ((after - before).abs().amax(dim=1) > 1e-3).all()
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", CAUSAL)
 @torch.no_grad()
 def test_every_item_with_a_history_is_asked_for_once_by_the_query_of_that_history(name):
     model = untrained(name)
@@ -238,15 +243,69 @@ def test_long_histories_are_cut_to_their_last_items(name):
     assert len(found.items) == NUM_ITEMS
 
 
+def stepped(model: Any, items_BT: torch.Tensor, times_BT: Any = None) -> torch.Tensor:
+    """[B, T, D] the query behind each event, taken one by one."""
+    state, queries = model.init_state(len(items_BT)), []
+    for place, items_B in enumerate(items_BT.unbind(1)):
+        times_B = None if times_BT is None else times_BT[:, place]
+        query_BD, state = model.step(items_B, state, times_B)
+        queries.append(query_BD)
+    return torch.stack(queries, dim=1)
+
+
+def is_recurrent(name: str) -> bool:
+    """Whether a state has the same size whatever the longest history."""
+    sizes = set()
+    for max_len in (6, 12):
+        config = dataclasses.replace(tiny_config(name), max_len=max_len)
+        state = model_class(name)(config, NUM_ITEMS).init_state(1)
+        sizes.add(len(state_to_bytes(state, "")))
+    return len(sizes) == 1
+
+
+def long_history(model: Any, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two histories of factor * max_len items, and their times."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (2, factor * model.max_len)
+    items_BT = torch.randint(1, NUM_ITEMS + 1, shape, generator=generator)
+    gaps_BT = torch.randint(0, 100_000, shape, generator=generator)
+    return items_BT, gaps_BT.cumsum(1)
+
+
+@pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("name", STEPWISE)
 @torch.no_grad()
-def test_going_on_item_by_item_equals_encoding_the_whole_history(name):
-    model, batch = untrained(name), batch_of([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
-    state, queries = model.init_state(len(batch.lengths_B)), []
-    for items_B in batch.items_BT.unbind(1):
-        query_BD, state = model.step(items_B, state)
-        queries.append(query_BD)
-    torch.testing.assert_close(torch.stack(queries, dim=1), model.encode(batch))
+def test_going_on_item_by_item_equals_encoding_the_whole_history(name, timed):
+    model = untrained(name)
+    items_BT, times_BT = long_history(model, 10 if is_recurrent(name) else 1)
+    times = times_BT if timed else None
+    encoded = model.encode(Batch(items_BT, torch.full((2,), items_BT.shape[1]), times))
+    torch.testing.assert_close(stepped(model, items_BT, times), encoded, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in STEPWISE if not is_recurrent(name)])
+@torch.no_grad()
+def test_beyond_its_longest_history_a_step_knows_the_last_items_alone(name):
+    model = untrained(name)
+    items_BT, times_BT = long_history(model, 2)
+    queries = stepped(model, items_BT, times_BT)
+    for end in range(model.max_len + 1, items_BT.shape[1] + 1):
+        last = slice(end - model.max_len, end)
+        batch = Batch(items_BT[:, last], torch.full((2,), model.max_len), times_BT[:, last])
+        torch.testing.assert_close(queries[:, end - 1], model.query(batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", STEPWISE)
+@torch.no_grad()
+def test_a_state_goes_through_bytes_and_a_step_leaves_it_as_it_was(name):
+    model = untrained(name)
+    _, state = model.step(torch.tensor([3, 1]), model.init_state(2))
+    mark = fingerprint(model)
+    kept = state_to_bytes(state, mark)
+    query_BD, _ = model.step(torch.tensor([4, 9]), state)
+    assert state_to_bytes(state, mark) == kept
+    again_BD, _ = model.step(torch.tensor([4, 9]), state_from_bytes(kept, model, mark))
+    assert torch.equal(again_BD, query_BD)
 
 
 @pytest.mark.parametrize("name", model_names())

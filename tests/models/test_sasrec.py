@@ -98,7 +98,7 @@ def test_dropout_is_for_training_alone():
 
 @pytest.mark.parametrize("num_heads", [1, 2])
 def test_attention_without_preferences_is_the_mean_of_what_came_so_far(num_heads):
-    layer = CausalSelfAttention(4, num_heads, dropout=0.0)
+    layer = CausalSelfAttention(4, num_heads, 0.0, window=8)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
@@ -111,7 +111,7 @@ def test_attention_without_preferences_is_the_mean_of_what_came_so_far(num_heads
 
 def test_a_head_attends_by_the_softmax_of_its_own_scaled_products():
     torch.manual_seed(0)
-    layer = CausalSelfAttention(6, 2, dropout=0.0)
+    layer = CausalSelfAttention(6, 2, 0.0, window=8)
     x_TD = torch.randn(4, 6)
     q, k, v = layer.project_in(x_TD).split(6, dim=1)
     heads = []
@@ -126,7 +126,7 @@ def test_a_head_attends_by_the_softmax_of_its_own_scaled_products():
 @pytest.mark.parametrize("num_heads", [1, 2])
 def test_a_block_sees_all_that_came_before_and_nothing_behind(num_heads):
     torch.manual_seed(0)
-    attention, feedforward = CausalSelfAttention(4, num_heads, 0.0), FeedForward(4, 4, 0.0)
+    attention, feedforward = CausalSelfAttention(4, num_heads, 0.0, 8), FeedForward(4, 4, 0.0)
     block = PreNormBlock(4, attention, feedforward, dropout=0.0)
     x_TD = torch.randn(5, 4, requires_grad=True)
     weight_D = torch.randn(4)
@@ -139,4 +139,4 @@ def test_a_block_sees_all_that_came_before_and_nothing_behind(num_heads):
 
 def test_heads_must_divide_the_width_of_the_layer():
     with pytest.raises(ValueError, match="got 6 and 4"):
-        CausalSelfAttention(6, 4, dropout=0.0)
+        CausalSelfAttention(6, 4, 0.0, window=8)
