@@ -14,6 +14,12 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 DATA = {
     "beauty": "s3rec/Beauty.txt.gz",
     "ml100k": "movielens-100k",
+    "ml1m": "ml-1m/ml-1m_sas_sequences.txt.gz",
+    "sports": "s3rec/Sports_and_Outdoors.txt.gz",
+    "yoochoose": "sessions/yoochoose1_64_train.txt.gz",
+    "yoochoose-test": "sessions/yoochoose1_64_test.txt.gz",
+    "diginetica": "sessions/diginetica_train.txt.gz",
+    "diginetica-test": "sessions/diginetica_test.txt.gz",
 }
 """Data sets of the benchmarks: a path under $RECSYS_DATA, or the name of a source."""
 
@@ -38,24 +44,30 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def emit(what: str, figures: dict[str, Any]) -> None:
-    """Print a result and append it to results.jsonl, with the machine it was measured on."""
+def facts() -> dict[str, Any]:
+    """The machine and what measures on it."""
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "recsys": importlib.metadata.version("recsys"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def emit(what: str, figures: dict[str, Any]) -> None:
+    """Print a result and append it to results.jsonl, with the machine it was measured on."""
+    machine = facts()
     record = {
         "what": what,
         **figures,
-        "machine": {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": gpu,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "recsys": importlib.metadata.version("recsys"),
-        },
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": machine,
+        "date": machine.pop("date"),
         "command": " ".join(["python", *sys.argv]),
     }
     line = json.dumps(record)

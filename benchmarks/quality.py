@@ -1,58 +1,77 @@
-"""What the recipes reach, through the command line; the numbers in README and recipe docstrings.
+"""What recipes reach, through the command line: the numbers of docs/results.md.
 
-RECSYS_DATA=… python benchmarks/quality.py sasrec_beauty sasrec_beauty-refit sasrec_ml100k
+    RECSYS_DATA=… python benchmarks/quality.py sasrec_beauty lru_rec_beauty   (or all recipes)
+
+A recipe's run stays in runs/quality and is gone on with where it was stopped. Its metrics.json, the
+course of validation and the machine go to benchmarks/results/quality/RECIPE.json, then
+`python benchmarks/results_page.py` writes the page.
 """
 
 import json
 import sys
-import tempfile
 from pathlib import Path
+from typing import Any
 
-from machine import emit, read_lines, recsys, source
+from machine import facts, read_lines, recsys, source
 
-CASES = {
-    "sasrec_beauty": ("beauty", "sasrec_beauty", []),
-    "sasrec_beauty-refit": ("beauty", "sasrec_beauty", ["--refit"]),
-    "sasrec_ml100k": ("ml100k", "sasrec_ml100k", []),
-    "sasrec_ml100k-refit": ("ml100k", "sasrec_ml100k", ["--refit"]),
+from recsys.recipes import recipe, recipe_names
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "runs" / "quality"
+RESULTS = Path(__file__).with_name("results") / "quality"
+DATA = {
+    "beauty": ("beauty", []),
+    "ml100k": ("ml100k", []),
+    "ml1m": ("ml1m", []),
+    "sports": ("sports", []),
+    "yoochoose": ("yoochoose", ["--sessions", "lines", "--test", "yoochoose-test"]),
+    "diginetica": ("diginetica", ["--sessions", "lines", "--test", "diginetica-test"]),
 }
-"""Data, recipe and further options of each case."""
+"""By the end of a recipe's name: its data, and options of `data prepare` (sources by name)."""
 
 
-def measure(case: str) -> None:
-    """Train one case in a folder that is removed again."""
-    data, recipe, options = CASES[case]
-    with tempfile.TemporaryDirectory() as place:
-        folder, run = Path(place) / "data", Path(place) / "run"
-        recsys("data", "prepare", source(data), "--out", folder)
-        recsys(
-            "train",
-            "--model",
-            "sasrec",
-            "--data",
-            folder,
-            "--recipe",
-            recipe,
-            "--out",
-            run,
-            *options,
-        )
-        history = read_lines(run / "history.jsonl")
-        result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    emit(
-        f"quality {case}",
-        {
-            "data": result["data"],
-            "protocol": result["protocol"],
-            "epochs": len(history),
-            "seconds": round(sum(record["seconds"] for record in history)),
-            "metrics": {name: found["value"] for name, found in result["metrics"].items()},
-            "ci95": {name: found["ci95"] for name, found in result["metrics"].items()},
-            "baselines": result["baselines"],
-        },
-    )
+def data_of(name: str) -> str:
+    """The data set that a recipe is for, by the end of its name."""
+    return name.rpartition("_")[2]
+
+
+def measured_names() -> list[str]:
+    """Recipes whose numbers are published."""
+    return [name for name in recipe_names() if data_of(name) in DATA]
+
+
+def measure(name: str) -> None:
+    """Train, refit and evaluate one recipe, or go on with it."""
+    data, options = DATA[data_of(name)]
+    folder, run = RUNS / "data" / data, RUNS / name
+    if not folder.exists():
+        known = [source(word) if word == f"{data}-test" else word for word in options]
+        recsys("data", "prepare", source(data), "--out", folder, *known)
+    command = ["train", "--recipe", name, "--data", folder, "--refit", "--out", run]
+    recsys(*command, *(["--resume"] if run.exists() else []))
+    result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**result, **_course(name, run), "machine": facts()}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _course(name: str, run: Path) -> dict[str, Any]:
+    """How validation went, and whether it had ended when training did."""
+    trainer = recipe(name).trainer
+    records = [r for r in read_lines(run / "history.jsonl") if r["stage"] == "train"]
+    curve = {r["epoch"]: round(r["valid"][trainer.metric], 5) for r in records if "valid" in r}
+    best = max(curve, key=lambda epoch: (curve[epoch], -epoch))
+    seconds = [r["seconds"] for r in records]
+    return {
+        "recipe": name,
+        "command": f"python benchmarks/quality.py {name}",
+        "best_epoch": best,
+        "converged": sum(epoch > best for epoch in curve) >= trainer.patience,
+        "seconds_an_epoch": round(sum(seconds) / len(seconds), 2),
+        "valid": {"metric": trainer.metric, "by_epoch": curve},
+    }
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or CASES:
-        measure(name)
+    for chosen in sys.argv[1:] or measured_names():
+        measure(chosen)

@@ -31,6 +31,8 @@ from recsys.models.base import Recommender, model_class
 
 CONFIG, WEIGHTS, ITEMS = "config.json", "model.safetensors", "items.parquet"
 HISTORY, METRICS, STATE = "history.jsonl", "metrics.json", "state/trainer.safetensors"
+WITHOUT_REFIT = "state/without_refit.json"
+"""Test metrics of the best epoch before a refit, until they stand in metrics.json."""
 
 
 MODEL_FACTS: dict[str, type] = {"model.name": str, "dataset.items": int}

@@ -64,3 +64,15 @@ def test_dropout_in_training_keeps_the_mean():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="multiple of num_heads, got 8 and 3"):
         CausalSelfAttention(8, 3, dropout=0.0, window=4)
+
+
+@torch.no_grad()
+def test_a_ring_of_keys_attends_over_its_last_events_and_no_more():
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(8, 2, dropout=0.0, window=3).double().eval()
+    x_BTD = torch.randn(2, 7, 8, dtype=torch.float64)
+    state = attention.init_state(2)
+    for end in range(1, 8):
+        y_BD, state = attention.step(x_BTD[:, end - 1], state)
+        expected_BTD = attention(x_BTD[:, max(0, end - 3) : end])
+        torch.testing.assert_close(y_BD, expected_BTD[:, -1])
