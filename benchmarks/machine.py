@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).with_name("results.jsonl")
+RESULTS = Path(__file__).with_name("results")
 DATA = {
     "beauty": "s3rec/Beauty.txt.gz",
     "ml100k": "movielens-100k",
@@ -60,8 +60,8 @@ def facts() -> dict[str, Any]:
     }
 
 
-def emit(what: str, figures: dict[str, Any]) -> None:
-    """Print a result and append it to results.jsonl, with the machine it was measured on."""
+def emit(what: str, figures: dict[str, Any], file_name: str = "results.jsonl") -> None:
+    """Print a result and append it to a file of `results`, with the machine it was measured on."""
     machine = facts()
     record = {
         "what": what,
@@ -72,7 +72,7 @@ def emit(what: str, figures: dict[str, Any]) -> None:
     }
     line = json.dumps(record)
     print(line)
-    with RESULTS.open("a", encoding="utf-8") as file:
+    with (RESULTS / file_name).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 

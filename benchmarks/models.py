@@ -1,0 +1,131 @@
+"""Training speed, memory and the cost of one event, for every model that learns.
+
+    RECSYS_DATA=… python benchmarks/models.py                      (all)
+    RECSYS_DATA=… python benchmarks/models.py lru_rec sasrec       (some)
+
+d = 64, 2 layers, full softmax, batches of 128 histories of at most 50 and 200 items of Beauty and
+MovieLens-1M, by the trainer itself; each case in a process of its own. Run nothing beside it.
+"""
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import emit, recsys, source
+
+from recsys.data.loader import TrainLoader
+from recsys.data.sequences import SequenceDataset
+from recsys.data.split import Histories, SplitConfig, split
+from recsys.models.base import SequenceModel, model_class, model_names
+from recsys.training.losses import Softmax
+from recsys.training.objectives import next_item
+from recsys.training.trainer import Trainer, TrainerConfig, peak_rss_mb, precision
+
+FOLDER = Path(__file__).parents[1] / "runs" / "models"
+SHAPE = {"dim": 64, "num_layers": 2, "num_heads": 2, "dropout": 0.2}
+BATCH = 128
+BATCHES = {"beauty": 40, "ml1m": 24}
+"""Timed batches, after as many to warm up."""
+LENGTHS = (50, 200)
+EVENTS = (10, 50, 200, 2000)
+"""Lengths of history at which one event is timed."""
+TIMED_STEPS = 200
+
+
+class Silent:
+    """Told of everything, keeps nothing."""
+
+    def batch(self, *_: Any) -> None:
+        """Nothing."""
+
+    epoch = save = better = batch
+
+    def stop_requested(self) -> bool:
+        """Never."""
+        return False
+
+
+def build(name: str, num_items: int, max_len: int) -> Any:
+    """A fresh model of the compared shape."""
+    kind = model_class(name)
+    known = {field.name for field in dataclasses.fields(kind.Config)}
+    shape = {key: value for key, value in {**SHAPE, "max_len": max_len}.items() if key in known}
+    torch.manual_seed(0)
+    return kind(kind.Config(**shape), num_items)
+
+
+def training(name: str, data: str, max_len: int) -> dict[str, Any]:
+    """Interactions a second and peak memory of some batches that stand for an epoch."""
+    from accelerate import Accelerator
+
+    from recsys.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    dataset = SequenceDataset.load(FOLDER / data)
+    histories = split(dataset, SplitConfig()).train
+    every = max(1, len(histories) // (BATCH * BATCHES[data]))
+    some = Histories(histories.user[::every], histories.start[::every], histories.end[::every])
+    model = build(name, dataset.num_items, max_len)
+    loader = TrainLoader(dataset, some, BATCH, max_len + 1, seed=0)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    counts = torch.ones(dataset.num_items + 1, dtype=torch.int64)
+    objective = next_item(Softmax(), counts, precision("auto", accelerator.device))
+    config = TrainerConfig(epochs=3, batch_size=BATCH, patience=0)
+    trainer = Trainer(model, objective, config, loader, accelerator)
+    progress = trainer.fit(None, Silent())
+    speeds = [record["interactions_per_second"] for record in progress.history[1:]]
+    return {"interactions_per_second": round(max(speeds)), "peak_rss_mb": peak_rss_mb()}
+
+
+@torch.inference_mode()
+def one_event(name: str, data: str, max_len: int) -> dict[str, Any]:
+    """Median milliseconds of `step` and the best ten of the catalogue, by length of history."""
+    dataset = SequenceDataset.load(FOLDER / data)
+    model = build(name, dataset.num_items, max_len).eval()
+    if not hasattr(model, "step"):
+        return {}
+    item_vectors = model.item_vectors()[1:]
+    found = {}
+    items = torch.randint(1, dataset.num_items + 1, (max(EVENTS) + TIMED_STEPS, 1))
+    for length in EVENTS:
+        state = model.init_state(1)
+        for item_B in items[:length]:
+            _, state = model.step(item_B, state)
+        times = []
+        for item_B in items[length : length + TIMED_STEPS]:
+            started = time.perf_counter()
+            query_BD, _ = model.step(item_B, state)
+            torch.topk(query_BD @ item_vectors.T, 10)
+            times.append((time.perf_counter() - started) * 1e3)
+        found[str(length)] = round(statistics.median(times), 3)
+    return {"step_and_top10_ms": found}
+
+
+def main(names: list[str]) -> None:
+    """Every model, every data set, every length, each alone in its process."""
+    for data in BATCHES:
+        if not (FOLDER / data).exists():
+            recsys("data", "prepare", source(data), "--out", FOLDER / data)
+    for data in BATCHES:
+        for max_len in LENGTHS:
+            for name in names:
+                command = [sys.executable, __file__, "--case", name, data, str(max_len)]
+                answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                figures = json.loads(answer.splitlines()[-1])
+                emit(f"model {name}, {data}, length {max_len}", figures, "models.jsonl")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--case"]:
+        model_name, data_name, length = sys.argv[2], sys.argv[3], int(sys.argv[4])
+        case = training(model_name, data_name, length)
+        print(json.dumps(case | one_event(model_name, data_name, length)))
+    else:
+        learned = [n for n in model_names() if issubclass(model_class(n), SequenceModel)]
+        main(sys.argv[1:] or learned)
