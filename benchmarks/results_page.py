@@ -38,11 +38,11 @@ PUBLISHED = {
 """Figures of others, HR@10 / NDCG@10 unless named."""
 HEAD = """# Results
 
-Full ranking over the whole catalogue, ties against the model, best epoch by validation, one seed (0).
-"train" is the model of the best epoch; "refit" is trained once more on train and valid together for as many
-epochs. Brackets hold a 95 % bootstrap over users. Every row comes from the file of its recipe in
-`benchmarks/results/quality` (the run's `metrics.json`, the course of validation, the machine) and is
-made again by its command:
+Full ranking over the whole catalogue, ties against the model, best epoch by validation, one seed
+(0). "train" is the model of the best epoch; "refit" is trained once more on train and valid
+together for as many epochs. Brackets hold a 95 % bootstrap over users. Every row comes from the
+file of its recipe in `benchmarks/results/quality` (the run's `metrics.json`, the course of
+validation, the machine) and is made again by its command:
 
 ```
 RECSYS_DATA=… python benchmarks/quality.py RECIPE

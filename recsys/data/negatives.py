@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-NegativeKind = Literal["uniform", "popularity", "in_batch"]
+NegativeKind = Literal["uniform", "popularity", "in_batch", "in_batch_and_popularity"]
 
 
 @dataclass(frozen=True)
@@ -26,36 +26,63 @@ class NegativeSampler:
     """Draws negatives from the catalogue 1..V by a fixed distribution, or from the batch's targets.
 
     `item_counts` int64 [V+1]: how often each item occurs in training (row 0 is padding). Popularity
-    is that count; an item never seen counts as seen once. `num_negatives` (S) is not used by
-    in_batch, whose negatives are the batch's own targets.
+    is that count to the power of `alpha`; an item never seen counts as seen once. `num_negatives`
+    (S) is not used by in_batch, whose negatives are the batch's own targets. The negatives of
+    in_batch_and_popularity are those targets and S drawn ones; it cannot draw for each pair.
     """
 
-    def __init__(self, kind: NegativeKind, num_negatives: int, per_pair: bool, item_counts: Tensor):
+    def __init__(
+        self,
+        kind: NegativeKind,
+        num_negatives: int,
+        per_pair: bool,
+        item_counts: Tensor,
+        alpha: float = 1.0,
+    ):
         self.kind = kind
         self.num_negatives = num_negatives
         self.per_pair = per_pair
-        weights = item_counts.to(torch.float64).clamp_min(1)
-        if kind == "uniform":
-            weights = torch.ones_like(weights)
-        weights[0] = 0
-        q_V = weights / weights.sum()
+        counts_V = item_counts.to(torch.float64).clamp_min(1)
+        q_V = _shares(torch.ones_like(counts_V) if kind == "uniform" else counts_V**alpha)
         self._log_q_V = q_V.log().float()
         self._cumulative_V = q_V.cumsum(0)
+        # Targets come as often as their items occur, whatever the power.
+        self._log_target_V = _shares(counts_V).log().float()
 
     def draw(self, target_N: Tensor, generator: torch.Generator) -> Negatives:
         """Negatives for pairs with these targets; drawn on the CPU, returned beside the targets."""
-        device = target_N.device
-        log_q_V = self._log_q_V.to(device)
+        log_draws_V = self._log_draws(len(target_N)).to(target_N.device)
         if self.kind == "in_batch":
-            log_q_N = log_q_V[target_N] + math.log(len(target_N))
-            return Negatives(target_N, log_q_N, log_q_N)
+            items = target_N
+        elif self.kind == "in_batch_and_popularity":
+            items = torch.cat([target_N, self._drawn(target_N, generator)])
+        else:
+            items = self._drawn(target_N, generator)
+        return Negatives(items, log_draws_V[items], log_draws_V[target_N])
+
+    def _drawn(self, target_N: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(target_N), self.num_negatives) if self.per_pair else (self.num_negatives,)
+        num_items = len(self._log_q_V) - 1
         if self.kind == "uniform":
-            items = torch.randint(1, len(log_q_V), shape, generator=generator)
+            items = torch.randint(1, num_items + 1, shape, generator=generator)
         else:
             uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
             items = torch.searchsorted(self._cumulative_V, uniform, right=True)
-            items = items.clamp(1, len(log_q_V) - 1)
-        items = items.to(device)
-        log_s = math.log(self.num_negatives)
-        return Negatives(items, log_q_V[items] + log_s, log_q_V[target_N] + log_s)
+            items = items.clamp(1, num_items)
+        return items.to(target_N.device)
+
+    def _log_draws(self, num_pairs: int) -> Tensor:
+        """[V+1] log of how often an item is expected among the negatives of so many pairs."""
+        batch_V = self._log_target_V + math.log(num_pairs)
+        if self.kind == "in_batch":
+            return batch_V
+        drawn_V = self._log_q_V + math.log(self.num_negatives)
+        if self.kind == "in_batch_and_popularity":
+            return torch.logaddexp(batch_V, drawn_V)
+        return drawn_V
+
+
+def _shares(weights_V: Tensor) -> Tensor:
+    """[V+1] the weights of items 1..V as parts of one; padding has none."""
+    weights_V = weights_V * (torch.arange(len(weights_V)) > 0)
+    return weights_V / weights_V.sum()

@@ -58,6 +58,42 @@ class CausalSelfAttention(Mixer):
         return self.project_out(mixed_BH1K.flatten(1)), state
 
 
+class SelfAttention(nn.Module):
+    """Multi-head attention in which a position sees all real ones, before and behind it."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads, got {dim} and {num_heads}")
+        self.num_heads = num_heads
+        self.dropout = Dropout(dropout)
+        self.project_query = nn.Linear(dim, dim)
+        self.project_memory = nn.Linear(dim, 2 * dim)
+        self.project_out = nn.Linear(dim, dim)
+
+    def forward(self, asking_BMD: Tensor, x_BTD: Tensor, real_BT: Tensor) -> Tensor:
+        """[B, M, D] what the places `asking_BMD` of x read from it: all of them, or a few.
+
+        real_BT is True where x is not padding; each row has such a place.
+        """
+        batch, steps, dim = x_BTD.shape
+        head_dim = dim // self.num_heads
+        q_BHMK = self.project_query(asking_BMD).view(batch, -1, self.num_heads, head_dim)
+        memory = self.project_memory(x_BTD).view(batch, steps, 2, self.num_heads, head_dim)
+        k_BHTK, v_BHTK = memory.permute(2, 0, 3, 1, 4).unbind(0)
+        q_BHMK = q_BHMK.transpose(1, 2)
+        p = self.dropout.p if self.training else 0.0
+        if p and x_BTD.device.type == "cpu":
+            bias_BT = x_BTD.new_zeros(batch, steps).masked_fill(~real_BT, -math.inf)
+            bias_N1T = bias_BT.repeat_interleave(self.num_heads, dim=0)[:, None]
+            mixed = _attend(q_BHMK, k_BHTK, v_BHTK, bias_N1T, self.dropout)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                q_BHMK, k_BHTK, v_BHTK, attn_mask=real_BT[:, None, None], dropout_p=p
+            )
+        return self.project_out(mixed.transpose(1, 2).flatten(2))
+
+
 def empty_ring(batch_size: int, num_heads: int, window: int, projection: nn.Linear) -> State:
     """Room for `window` keys and values [B, H, W, K] of a projection from D, and a count of 0."""
     weight = projection.weight
@@ -90,9 +126,16 @@ def attend_with_dropout(
     Torch has no fused form of it for a CPU. Its general one takes 40 ms forward and backward at
     [256, 2, 50, 32] on two cores, these products with `Dropout` 20 to 24, in the same memory.
     """
-    shape = q_BHTK.shape
-    steps, head_dim = shape[2:]
-    q_NTK, k_NTK, v_NTK = (x.reshape(-1, steps, head_dim) for x in (q_BHTK, k_BHTK, v_BHTK))
-    future_TT = q_NTK.new_full((steps, steps), -math.inf).triu(1)
-    score_NTT = torch.baddbmm(future_TT, q_NTK, k_NTK.mT, alpha=head_dim**-0.5)
-    return torch.bmm(dropout(score_NTT.softmax(dim=2)), v_NTK).view(shape)
+    steps = q_BHTK.shape[2]
+    future_TT = q_BHTK.new_full((steps, steps), -math.inf).triu(1)
+    return _attend(q_BHTK, k_BHTK, v_BHTK, future_TT, dropout)
+
+
+def _attend(
+    q_BHMK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, bias: Tensor, dropout: nn.Module
+) -> Tensor:
+    """[B, H, M, K] attention; `bias`, added to its scores, broadcasts to [B H, M, T]."""
+    head_dim = q_BHMK.shape[3]
+    q_NMK, k_NTK, v_NTK = (x.reshape(-1, *x.shape[2:]) for x in (q_BHMK, k_BHTK, v_BHTK))
+    score_NMT = torch.baddbmm(bias, q_NMK, k_NTK.mT, alpha=head_dim**-0.5)
+    return torch.bmm(dropout(score_NMT.softmax(dim=2)), v_NTK).view(q_BHMK.shape)

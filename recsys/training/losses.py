@@ -53,6 +53,17 @@ class Softmax:
 
 
 @dataclass(frozen=True)
+class Cloze(Softmax):
+    """Cross-entropy over the whole catalogue at the hidden places of a history.
+
+    The model hides the items, and its pairs are the hidden places alone: on them this is Softmax.
+    """
+
+    name: ClassVar[str] = "cloze"
+    paper: ClassVar[str] = "Sun et al., BERT4Rec, CIKM 2019, equation 8"
+
+
+@dataclass(frozen=True)
 class SampledSoftmax:
     """Cross-entropy of the softmax over the target and sampled negatives."""
 
@@ -61,7 +72,10 @@ class SampledSoftmax:
     num_negatives: int = 256
     """Negatives drawn each step (or for each pair); not used by in_batch."""
     negatives: NegativeKind = "uniform"
-    """Where negatives come from: uniform, popularity, or in_batch (the other pairs' targets)."""
+    """Where negatives come from: uniform, popularity, in_batch (the other pairs' targets), or
+    in_batch_and_popularity (those, and num_negatives drawn)."""
+    alpha: float = 1.0
+    """Power of the counts in popularity, in [0, 1]: 1 is popularity, 0 is uniform."""
     per_pair: bool = False
     """Draw separate negatives for each pair instead of one set for the batch."""
     log_q: bool = True
@@ -71,7 +85,7 @@ class SampledSoftmax:
 
     def __post_init__(self) -> None:
         _check_positive("loss.temperature", self.temperature)
-        _check_positive("loss.num_negatives", self.num_negatives)
+        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
 
     def __call__(
         self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None
@@ -101,11 +115,13 @@ class BCE:
     """Negatives drawn for each pair."""
     negatives: NegativeKind = "uniform"
     """Where negatives come from: uniform or popularity."""
+    alpha: float = 1.0
+    """Power of the counts in popularity, in [0, 1]: 1 is popularity, 0 is uniform."""
     per_pair: bool = True
     """Draw separate negatives for each pair instead of one set for the batch."""
 
     def __post_init__(self) -> None:
-        _check_positive("loss.num_negatives", self.num_negatives)
+        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
         _check_drawn(self.name, self.negatives)
 
     def __call__(
@@ -125,13 +141,15 @@ class GBCE:
     """Negatives drawn for each pair."""
     negatives: NegativeKind = "uniform"
     """Where negatives come from: uniform or popularity."""
+    alpha: float = 1.0
+    """Power of the counts in popularity, in [0, 1]: 1 is popularity, 0 is uniform."""
     per_pair: bool = True
     """Draw separate negatives for each pair instead of one set for the batch."""
     t: float = 0.75
     """Calibration in [0, 1]: 0 is plain BCE, 1 is fully calibrated."""
 
     def __post_init__(self) -> None:
-        _check_positive("loss.num_negatives", self.num_negatives)
+        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
         _check_drawn(self.name, self.negatives)
         if not 0 <= self.t <= 1:
             raise InputError(f"loss.t must lie in [0, 1], got {self.t}")
@@ -145,8 +163,82 @@ class GBCE:
         return _binary(pairs, item_vectors, negatives, beta)
 
 
-Loss = Softmax | SampledSoftmax | BCE | GBCE
-LOSSES: tuple[type[Loss], ...] = (Softmax, SampledSoftmax, BCE, GBCE)
+@dataclass(frozen=True)
+class BPRMax:
+    """The target against the highest of its negatives, whose scores are kept small."""
+
+    name: ClassVar[str] = "bpr_max"
+    paper: ClassVar[str] = "Hidasi & Karatzoglou, RNNs with Top-k Gains, CIKM 2018, BPR-max"
+    num_negatives: int = 256
+    """Negatives drawn each step (or for each pair); not used by in_batch."""
+    negatives: NegativeKind = "popularity"
+    """Where negatives come from: uniform, popularity, in_batch (the other pairs' targets), or
+    in_batch_and_popularity (those, and num_negatives drawn)."""
+    alpha: float = 1.0
+    """Power of the counts in popularity, in [0, 1]: 1 is popularity, 0 is uniform."""
+    per_pair: bool = False
+    """Draw separate negatives for each pair instead of one set for the batch."""
+    reg: float = 1.0
+    """Weight of the squared scores of the negatives, at least 0."""
+
+    def __post_init__(self) -> None:
+        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
+        if not self.reg >= 0:
+            raise InputError(f"loss.reg must be at least 0, got {self.reg}")
+
+    def __call__(
+        self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
+        """[] mean of -log sum_j s_j sigmoid(target - negative_j) + reg sum_j s_j negative_j^2.
+
+        s is the softmax over the pair's negatives.
+        """
+        target_logit_N, logits_NS, log_s_NS, none_N = _against_the_highest(
+            self.name, pairs, item_vectors, negatives
+        )
+        above_NS = F.logsigmoid(target_logit_N[:, None] - logits_NS)
+        loss_N = self.reg * (log_s_NS.exp() * logits_NS.square()).sum(dim=1)
+        loss_N = loss_N - torch.logsumexp(log_s_NS + above_NS, dim=1)
+        return _weighted_mean(loss_N.masked_fill(none_N, 0.0), pairs.weight_N)
+
+
+@dataclass(frozen=True)
+class TOP1Max:
+    """The target against the highest of its negatives, in a loss between 1/2 and 2."""
+
+    name: ClassVar[str] = "top1_max"
+    paper: ClassVar[str] = "Hidasi & Karatzoglou, RNNs with Top-k Gains, CIKM 2018, TOP1-max"
+    num_negatives: int = 256
+    """Negatives drawn each step (or for each pair); not used by in_batch."""
+    negatives: NegativeKind = "popularity"
+    """Where negatives come from: uniform, popularity, in_batch (the other pairs' targets), or
+    in_batch_and_popularity (those, and num_negatives drawn)."""
+    alpha: float = 1.0
+    """Power of the counts in popularity, in [0, 1]: 1 is popularity, 0 is uniform."""
+    per_pair: bool = False
+    """Draw separate negatives for each pair instead of one set for the batch."""
+
+    def __post_init__(self) -> None:
+        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
+
+    def __call__(
+        self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None
+    ) -> Tensor:
+        """[] mean of sum_j s_j (sigmoid(negative_j - target) + sigmoid(negative_j^2)).
+
+        s is the softmax over the pair's negatives.
+        """
+        target_logit_N, logits_NS, log_s_NS, none_N = _against_the_highest(
+            self.name, pairs, item_vectors, negatives
+        )
+        cost_NS = torch.sigmoid(logits_NS - target_logit_N[:, None])
+        cost_NS = cost_NS + torch.sigmoid(logits_NS.square())
+        loss_N = (log_s_NS.exp() * cost_NS).sum(dim=1)
+        return _weighted_mean(loss_N.masked_fill(none_N, 0.0), pairs.weight_N)
+
+
+Loss = Softmax | Cloze | SampledSoftmax | BCE | GBCE | BPRMax | TOP1Max
+LOSSES: tuple[type[Loss], ...] = (Softmax, SampledSoftmax, BCE, GBCE, BPRMax, TOP1Max, Cloze)
 
 
 def loss_class(name: str) -> type[Loss]:
@@ -181,6 +273,21 @@ def _binary(pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None, bet
     return _weighted_mean(loss_N, pairs.weight_N)
 
 
+def _against_the_highest(
+    loss: str, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(scores of the targets [N], of the negatives [N, S]; log softmax over a pair's negatives
+    [N, S]; bool [N], True for a pair without any, since all that were drawn are its target)."""
+    if negatives is None:
+        raise ValueError(f"{loss} needs negatives")
+    target_logit_N, logits_NS = _logits(pairs, item_vectors, negatives)
+    same_NS = _same(pairs.target_N, negatives.items)
+    # The lowest number instead of minus infinity: a pair without negatives gets no NaN.
+    lowest = torch.finfo(logits_NS.dtype).min
+    log_s_NS = torch.log_softmax(logits_NS.masked_fill(same_NS, lowest), dim=1)
+    return target_logit_N, logits_NS, log_s_NS, same_NS.all(dim=1)
+
+
 def _logits(pairs: Pairs, item_vectors: Tensor, negatives: Negatives) -> tuple[Tensor, Tensor]:
     """(scores of the targets [N], scores of the negatives [N, S]), float32: these are few."""
     with torch.autocast(pairs.query_ND.device.type, enabled=False):
@@ -206,8 +313,27 @@ def _check_positive(name: str, value: float) -> None:
         raise InputError(f"{name} must be above 0, got {value}")
 
 
-def _check_drawn(loss: str, negatives: NegativeKind) -> None:
-    if negatives == "in_batch":
+def _check_negatives(
+    num_negatives: int, negatives: NegativeKind, alpha: float, per_pair: bool
+) -> None:
+    _check_positive("loss.num_negatives", num_negatives)
+    if not 0 <= alpha <= 1:
+        raise InputError(f"loss.alpha must lie in [0, 1], got {alpha}")
+    if alpha != 1 and negatives in ("uniform", "in_batch"):
         raise InputError(
-            f"loss.negatives=in_batch needs loss.name=sampled_softmax; {loss} draws its negatives"
+            f"loss.alpha is for negatives drawn by popularity, got {alpha} with"
+            f" loss.negatives={negatives}"
+        )
+    if per_pair and negatives == "in_batch_and_popularity":
+        raise InputError(
+            "loss.per_pair must be false with loss.negatives=in_batch_and_popularity, whose"
+            " negatives are shared by the batch"
+        )
+
+
+def _check_drawn(loss: str, negatives: NegativeKind) -> None:
+    if negatives in ("in_batch", "in_batch_and_popularity"):
+        raise InputError(
+            f"loss.negatives={negatives} needs loss.name=sampled_softmax, bpr_max or top1_max;"
+            f" {loss} draws its negatives"
         )

@@ -50,5 +50,7 @@ def next_item(loss: Loss, item_counts: Tensor, dtype: torch.dtype = torch.float3
     """
     sampler = None
     if not isinstance(loss, Softmax):
-        sampler = NegativeSampler(loss.negatives, loss.num_negatives, loss.per_pair, item_counts)
+        sampler = NegativeSampler(
+            loss.negatives, loss.num_negatives, loss.per_pair, item_counts, loss.alpha
+        )
     return NextItem(loss, sampler, torch.default_generator, dtype)

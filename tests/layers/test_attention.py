@@ -1,10 +1,13 @@
 """Attention: its two ways of computing are one definition."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from recsys.layers.attention import CausalSelfAttention, attend_with_dropout
+from recsys.layers.attention import CausalSelfAttention, SelfAttention, attend_with_dropout
 
 
 class KeepFirstHalf(nn.Module):
@@ -64,6 +67,8 @@ def test_dropout_in_training_keeps_the_mean():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="multiple of num_heads, got 8 and 3"):
         CausalSelfAttention(8, 3, dropout=0.0, window=4)
+    with pytest.raises(ValueError, match="multiple of num_heads, got 8 and 3"):
+        SelfAttention(8, 3, dropout=0.0)
 
 
 @torch.no_grad()
@@ -76,3 +81,53 @@ def test_a_ring_of_keys_attends_over_its_last_events_and_no_more():
         y_BD, state = attention.step(x_BTD[:, end - 1], state)
         expected_BTD = attention(x_BTD[:, max(0, end - 3) : end])
         torch.testing.assert_close(y_BD, expected_BTD[:, -1])
+
+
+class KeepAll(nn.Module):
+    """A dropout that takes the way of one and drops nothing."""
+
+    p = 0.5
+
+    def forward(self, weight_NMT: torch.Tensor) -> torch.Tensor:
+        return weight_NMT
+
+
+REAL_BT = torch.arange(5) < torch.tensor([[5], [2]])
+
+
+def both_ways(attention: SelfAttention, x_BTD: torch.Tensor) -> torch.Tensor:
+    """[B, T, D] one place, one head and one seen place after the other."""
+    memory_BTD = attention.project_memory(x_BTD)
+    mixed_BTD = torch.zeros_like(x_BTD)
+    for row, place, head in itertools.product(range(2), range(5), range(2)):
+        own = slice(3 * head, 3 * head + 3)
+        q_K = attention.project_query(x_BTD[row, place])[own]
+        seen = [memory_BTD[row, other] for other in range(5) if REAL_BT[row, other]]
+        score = torch.stack([q_K @ m[:6][own] for m in seen]) / math.sqrt(3)
+        weight = score.exp() / score.exp().sum()
+        mixed_BTD[row, place, own] = sum(w * m[6:][own] for w, m in zip(weight, seen, strict=True))
+    return attention.project_out(mixed_BTD)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@torch.no_grad()
+def test_self_attention_sees_every_real_place_before_and_behind(training):
+    torch.manual_seed(0)
+    attention = SelfAttention(6, 2, dropout=0.5).double().train(training)
+    attention.dropout = KeepAll()
+    x_BTD = torch.randn(2, 5, 6, dtype=torch.float64)
+    expected_BTD = both_ways(attention, x_BTD)
+    torch.testing.assert_close(attention(x_BTD, x_BTD, REAL_BT), expected_BTD)
+    few = attention(x_BTD[:, [3, 0]], x_BTD, REAL_BT)
+    torch.testing.assert_close(few, expected_BTD[:, [3, 0]])
+
+
+def test_self_attention_drops_in_training_alone():
+    torch.manual_seed(0)
+    attention, x_BTD = SelfAttention(6, 2, dropout=0.5), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        once, again = (attention(x_BTD, x_BTD, REAL_BT) for _ in range(2))
+        assert not torch.equal(once, again)
+        attention.eval()
+        once, again = (attention(x_BTD, x_BTD, REAL_BT) for _ in range(2))
+        assert torch.equal(once, again)

@@ -15,9 +15,12 @@ from recsys.training.losses import (
     BCE,
     GBCE,
     LOSSES,
+    BPRMax,
+    Cloze,
     Loss,
     SampledSoftmax,
     Softmax,
+    TOP1Max,
     loss_class,
     loss_list,
 )
@@ -135,6 +138,74 @@ def test_in_batch_negatives_leave_out_the_pairs_own_target():
     torch.testing.assert_close(loss, torch.stack(expected).mean())
 
 
+def test_cloze_is_the_softmax_of_the_pairs_it_is_given():
+    pairs, items = some_pairs([3, 1, 7], [1.0, 2.0, 0.5]), vectors()
+    for temperature in (1.0, 0.5):
+        assert torch.equal(Cloze(temperature)(pairs, items), Softmax(temperature)(pairs, items))
+
+
+def test_bpr_max_hand_value():
+    pairs, items = one_dimension([1.0, 0.0, -1.0], target=1)
+    s2, s3 = math.e / (math.e + 1), 1 / (math.e + 1)
+    expected = -math.log(s2 / (1 + math.exp(-1)) + s3 / (1 + math.exp(-2))) + 0.25 * s3
+    found = BPRMax(reg=0.25)(pairs, items, given([2, 3], pairs))
+    assert found.item() == pytest.approx(expected)
+
+
+def test_top1_max_hand_value():
+    pairs, items = one_dimension([1.0, 0.0, -1.0], target=1)
+    s2, s3 = math.e / (math.e + 1), 1 / (math.e + 1)
+    second = 1 / (1 + math.exp(1)) + 1 / 2
+    third = 1 / (1 + math.exp(2)) + 1 / (1 + math.exp(-1))
+    found = TOP1Max()(pairs, items, given([2, 3], pairs))
+    assert found.item() == pytest.approx(s2 * second + s3 * third)
+
+
+@pytest.mark.parametrize(
+    ("loss", "formula"),
+    [
+        (
+            BPRMax(reg=0.3),
+            lambda r, rs, s: -(s * (r - rs).sigmoid()).sum().log() + 0.3 * (s * rs**2).sum(),
+        ),
+        (TOP1Max(), lambda r, rs, s: (s * ((rs - r).sigmoid() + (rs**2).sigmoid())).sum()),
+    ],
+)
+def test_a_max_loss_is_the_weighted_mean_of_its_formula_over_negatives_of_each_pair(loss, formula):
+    pairs, items = some_pairs([3, 1, 7], [1.0, 2.0, 0.5]), vectors()
+    shared = [2, 3, 6, 6, 1]
+    score_NV = pairs.query_ND.double() @ items.double().T
+    each = []
+    for score_V, target in zip(score_NV, pairs.target_N.tolist(), strict=True):
+        others = score_V[[item for item in shared if item != target]]
+        each.append(formula(score_V[target], others, others.softmax(0)).item())
+    expected = (each[0] + 2 * each[1] + 0.5 * each[2]) / 3.5
+    assert loss(pairs, items, given(shared, pairs)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_bpr_max_lifts_the_target_lowers_the_highest_negative_and_draws_scores_to_zero():
+    pairs, items = one_dimension([0.5, 2.0, -1.0], target=1)
+    items.requires_grad_()
+    BPRMax(reg=0.0)(pairs, items, given([2, 3], pairs)).backward()
+    target, highest, _ = items.grad[1:, 0].tolist()
+    assert target < 0 < highest
+    one = given([3], pairs)
+    (with_reg,) = torch.autograd.grad(BPRMax(reg=2.0)(pairs, items, one), items)
+    (without,) = torch.autograd.grad(BPRMax(reg=0.0)(pairs, items, one), items)
+    assert (with_reg - without)[3].item() == pytest.approx(2 * 2 * -1.0)
+
+
+@pytest.mark.parametrize("loss", [BPRMax(), TOP1Max()])
+def test_a_pair_whose_negatives_are_all_its_target_has_nothing_to_learn(loss):
+    pairs, items = some_pairs([3, 1]), vectors().requires_grad_()
+    value = loss(pairs, items, given([[3, 3], [2, 5]], pairs))
+    alone = Pairs(pairs.query_ND[1:], pairs.target_N[1:], torch.ones(1))
+    torch.testing.assert_close(value, loss(alone, items, given([[2, 5]], alone)) / 2)
+    value.backward()
+    assert not items.grad[3].any()
+    assert items.grad.isfinite().all()
+
+
 def test_bce_hand_value():
     pairs, items = one_dimension([2.0, 0.0, -1.0], target=1)
     expected = math.log(1 + math.exp(-2)) + math.log(2) + math.log(1 + math.exp(-1))
@@ -145,7 +216,7 @@ def test_bce_hand_value():
 def test_shared_and_repeated_negatives_agree():
     pairs, items = some_pairs([3, 1, 7]), vectors()
     shared, repeated = given([2, 5], pairs), given([[2, 5]] * 3, pairs)
-    for loss in (BCE(), GBCE(), SampledSoftmax()):
+    for loss in (BCE(), GBCE(), SampledSoftmax(), BPRMax(), TOP1Max()):
         torch.testing.assert_close(loss(pairs, items, shared), loss(pairs, items, repeated))
 
 
@@ -178,7 +249,7 @@ def test_a_weight_of_zero_removes_a_pair(kind):
     torch.testing.assert_close(loss(pairs, items, drawn), loss(rest, items, drawn_rest))
 
 
-@pytest.mark.parametrize("loss", [BCE(), GBCE(t=0.0), SampledSoftmax()])
+@pytest.mark.parametrize("loss", [BCE(), GBCE(t=0.0), SampledSoftmax(), BPRMax(), TOP1Max()])
 def test_a_negative_equal_to_the_target_is_ignored(loss):
     pairs, items = some_pairs([3, 1]), vectors()
     with_it, without = given([[3, 2], [5, 1]], pairs), given([[2], [5]], pairs)
@@ -199,7 +270,7 @@ def test_the_value_is_float32_and_finite_for_bfloat16_queries_and_large_scores(k
     assert value.isfinite()
 
 
-@pytest.mark.parametrize("kind", [BCE, GBCE, SampledSoftmax])
+@pytest.mark.parametrize("kind", [BCE, GBCE, SampledSoftmax, BPRMax, TOP1Max])
 def test_a_sampled_loss_without_negatives_is_a_mistake(kind):
     with pytest.raises(ValueError, match="needs negatives"):
         kind()(some_pairs([1]), vectors(), None)
@@ -214,6 +285,19 @@ def test_a_sampled_loss_without_negatives_is_a_mistake(kind):
         (lambda: BCE(num_negatives=-1), "got -1"),
         (lambda: BCE(negatives="in_batch"), "needs loss.name=sampled_softmax"),
         (lambda: GBCE(negatives="in_batch"), "gbce draws its negatives"),
+        (
+            lambda: BCE(negatives="in_batch_and_popularity", per_pair=False),
+            "bce draws its negatives",
+        ),
+        (lambda: BPRMax(num_negatives=0), "loss.num_negatives must be above 0"),
+        (lambda: BPRMax(reg=-0.5), "loss.reg must be at least 0, got -0.5"),
+        (lambda: TOP1Max(alpha=1.5), r"loss.alpha must lie in \[0, 1\], got 1.5"),
+        (lambda: SampledSoftmax(alpha=0.5), "got 0.5 with loss.negatives=uniform"),
+        (lambda: BPRMax(alpha=0.5, negatives="in_batch"), "with loss.negatives=in_batch"),
+        (
+            lambda: TOP1Max(per_pair=True, negatives="in_batch_and_popularity"),
+            "loss.per_pair must be false",
+        ),
         (lambda: GBCE(t=1.5), r"loss.t must lie in \[0, 1\], got 1.5"),
     ],
 )
@@ -230,6 +314,7 @@ def test_an_unknown_loss_suggests_the_nearest():
 
 def test_the_list_of_losses_is_ready_for_json_and_names_every_setting():
     listed = {entry["name"]: entry for entry in json.loads(json.dumps(loss_list()))}
-    assert list(listed) == ["softmax", "sampled_softmax", "bce", "gbce"]
+    names = ["softmax", "sampled_softmax", "bce", "gbce", "bpr_max", "top1_max", "cloze"]
+    assert list(listed) == names
     assert {"name": "loss.t", "type": "a number", "default": 0.75} in listed["gbce"]["settings"]
     assert all(entry["title"] and entry["paper"] for entry in listed.values())

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from recsys.batch import PAD, Batch
 from recsys.models.base import SequenceModel
-from recsys.training.losses import BCE, GBCE, LOSSES, SampledSoftmax, Softmax
+from recsys.training.losses import (
+    BCE,
+    GBCE,
+    LOSSES,
+    BPRMax,
+    Cloze,
+    SampledSoftmax,
+    Softmax,
+    TOP1Max,
+)
 from recsys.training.objectives import NextItem, next_item
 
 NUM_ITEMS = 7
@@ -40,8 +49,9 @@ def model() -> Lookup:
     return Lookup()
 
 
-def test_softmax_needs_no_negatives(model: Lookup):
-    objective = next_item(Softmax(), COUNTS)
+@pytest.mark.parametrize("kind", [Softmax, Cloze])
+def test_a_softmax_over_the_catalogue_needs_no_negatives(model: Lookup, kind):
+    objective = next_item(kind(), COUNTS)
     loss, logs = objective(model, BATCH)
     assert objective.sampler is None
     assert logs == {"pairs": 4.0}
@@ -69,6 +79,9 @@ def test_a_sampled_loss_gets_negatives_from_the_generator(model: Lookup, loss):
         (SampledSoftmax(negatives="in_batch"), (4,)),
         (BCE(num_negatives=2), (4, 2)),
         (GBCE(num_negatives=5, per_pair=False), (5,)),
+        (BPRMax(num_negatives=3), (3,)),
+        (TOP1Max(num_negatives=3, per_pair=True), (4, 3)),
+        (BPRMax(num_negatives=3, negatives="in_batch_and_popularity"), (4 + 3,)),
     ],
 )
 def test_negatives_are_as_many_as_the_settings_of_the_loss_say(loss, shape):
@@ -81,6 +94,14 @@ def test_popular_negatives_follow_the_counts():
     drawn = next_item(loss, COUNTS).sampler.draw(torch.tensor([1]), torch.Generator())
     share = torch.bincount(drawn.items, minlength=NUM_ITEMS + 1) / 10_000
     torch.testing.assert_close(share, COUNTS / 100, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [BCE, GBCE, SampledSoftmax, BPRMax, TOP1Max])
+def test_popularity_is_taken_to_the_power_that_the_loss_says(kind):
+    loss = kind(num_negatives=10_000, negatives="popularity", per_pair=False, alpha=0.0)
+    drawn = next_item(loss, COUNTS).sampler.draw(torch.tensor([1]), torch.Generator())
+    share = torch.bincount(drawn.items, minlength=NUM_ITEMS + 1)[1:] / 10_000
+    torch.testing.assert_close(share, torch.full((NUM_ITEMS,), 1 / 7), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("kind", LOSSES)

@@ -1,0 +1,77 @@
+"""Histories ten times longer than those of training: does a state that never ends stay useful?
+
+    RECSYS_DATA=… python benchmarks/long_histories.py              (every recurrent model)
+    RECSYS_DATA=… python benchmarks/long_histories.py lru_rec
+
+MovieLens-1M, trained in windows of 50 films for some epochs; then the test targets of the users
+with 500 events or more, asked for with the last 25 … all of their history before them. What
+"Stuffed Mamba" (Chen et al. 2024) calls state collapse would show as quality that falls to the
+right of 50.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import emit, recsys, source
+
+from recsys.checkpoint import load_model
+from recsys.data.sequences import SequenceDataset
+from recsys.data.split import Queries, SplitConfig, split
+from recsys.eval.evaluator import evaluate
+from recsys.models.base import model_class
+
+FOLDER = Path(__file__).parents[1] / "runs" / "long"
+TRAINED, EPOCHS = 50, 12
+SEEN = (25, 50, 100, 200, 500, 2500)
+"""Events of a history that the model is given, the last ones; 2500 is all of them."""
+RECURRENT = (
+    "gru4rec",
+    "lru_rec",
+    "mamba_rec",
+    "mingru_rec",
+    "lssl_rec",
+    "aaren_rec",
+    "pararnn_rec",
+)
+"""Models whose state has one size, however long the history."""
+SHAPE = {"dim": 64, "num_layers": 2, "dropout": 0.2, "max_len": TRAINED}
+
+
+def trained(name: str, data: Path) -> Path:
+    """The run of a model, trained here if it is not there yet."""
+    run = FOLDER / name
+    if not (run / "metrics.json").exists():
+        known = {field.name for field in dataclasses.fields(model_class(name).Config)}
+        settings = [f"model.{key}={value}" for key, value in SHAPE.items() if key in known]
+        settings += ["trainer.batch_size=128", "trainer.long_histories=windows"]
+        settings += [f"trainer.epochs={EPOCHS}", "trainer.patience=0", "trainer.validate_every=4"]
+        options = [word for setting in settings for word in ("--set", setting)]
+        resume = ["--resume"] if run.exists() else []
+        recsys("train", "--model", name, "--data", data, "--out", run, *options, *resume)
+    return run
+
+
+def measure(name: str, data: Path) -> dict[str, Any]:
+    """NDCG@10 of the users with long histories, by how much of them the model is given."""
+    dataset = SequenceDataset.load(data)
+    queries = split(dataset, SplitConfig()).test
+    long = np.diff(dataset.offsets)[queries.user] >= 10 * TRAINED
+    some = Queries(queries.user[long], queries.start[long], queries.end[long])
+    model = load_model(trained(name, data))
+    found = {}
+    for length in SEEN:
+        model.max_len = length
+        found[str(length)] = round(evaluate(model, dataset, some).metrics([10])["ndcg@10"], 4)
+    return {"users": len(some), "trained_on": TRAINED, "epochs": EPOCHS, "ndcg@10": found}
+
+
+if __name__ == "__main__":
+    prepared = FOLDER / "data"
+    if not prepared.exists():
+        recsys("data", "prepare", source("ml1m"), "--out", prepared)
+    for chosen in sys.argv[1:] or RECURRENT:
+        figures = measure(chosen, prepared)
+        emit(f"long histories {chosen}", figures, "long_histories.jsonl")

@@ -1,0 +1,119 @@
+"""Linear state-space layers (Gu et al. 2021; Smith et al. 2023) over item vectors."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from recsys.batch import Batch
+from recsys.errors import InputError
+from recsys.layers.block import PreNormBlock, Stack
+from recsys.layers.dropout import Dropout
+from recsys.layers.feedforward import FeedForward
+from recsys.layers.item_encoder import ItemTable
+from recsys.layers.lssl import EventSSM, GapSSM
+from recsys.layers.mixer import State
+from recsys.models.base import SequenceModel
+
+LAYERS = {"events": EventSSM, "gaps": GapSSM}
+
+
+class LSSLRec(SequenceModel):
+    """Diagonal state spaces in pre-norm blocks, over events or over the true time between them."""
+
+    paper = (
+        "Gu et al., Combining Recurrent, Convolutional, and Continuous-time Models with Linear"
+        " State-Space Layers, NeurIPS 2021; Smith et al., Simplified State Space Layers for"
+        " Sequence Modeling, ICLR 2023"
+    )
+    good_at = "long histories; with model.time=gaps, histories whose pauses mean something"
+    cost = (
+        "layers (2 dim hidden_dim + 4 dim state_dim) products; state 8 layers state_dim bytes,"
+        " with gaps 8 layers more"
+    )
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings named model.* on the command line."""
+
+        dim: int = 64
+        """Width of item vectors and of every layer."""
+        num_layers: int = 2
+        """State-space blocks."""
+        state_dim: int | None = None
+        """Complex channels of a layer's state; dim where not given."""
+        time: Literal["events", "gaps"] = "events"
+        """What moves a state on: every event by one step, or the time since the event before."""
+        min_dt: float = 0.01
+        """Least time scale dt of a channel at first: exp(-dt / 2) of a state is left after an event."""
+        max_dt: float = 1.0
+        """Largest time scale of a channel at first."""
+        max_len: int = 200
+        """Longest history in items in training; a state forgets none."""
+        hidden_dim: int | None = None
+        """Width inside the feed-forward networks; 4 dim where not given."""
+        dropout: float = 0.2
+        """Share of values dropped in embeddings and branches, in [0, 1)."""
+
+        def __post_init__(self) -> None:
+            given = (self.state_dim, self.hidden_dim)
+            sizes = (self.dim, self.num_layers, self.max_len, *(x for x in given if x is not None))
+            if min(sizes) < 1:
+                raise InputError(f"model sizes must be at least 1, got {self}")
+            if self.time not in LAYERS:
+                raise InputError(f"model.time must be one of events, gaps, got {self.time!r}")
+            if not 0 < self.min_dt <= self.max_dt:
+                raise InputError(
+                    "model.min_dt and model.max_dt must rise above 0, got"
+                    f" {self.min_dt} and {self.max_dt}"
+                )
+            if not 0 <= self.dropout < 1:
+                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+
+    def __init__(self, config: Config, num_items: int):
+        super().__init__()
+        self.max_len = config.max_len
+        state_dim = config.dim if config.state_dim is None else config.state_dim
+        hidden_dim = 4 * config.dim if config.hidden_dim is None else config.hidden_dim
+        layer = LAYERS[config.time]
+        self.items = ItemTable(num_items, config.dim)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = Stack(
+            PreNormBlock(
+                config.dim,
+                layer(config.dim, state_dim, config.min_dt, config.max_dt),
+                FeedForward(config.dim, hidden_dim, config.dropout),
+                config.dropout,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """[B, T, D] a vector for each position, from the items up to and including it.
+
+        With model.time=gaps, InputError for a batch without times.
+        """
+        x_BTD = self.dropout(self.items(batch.items_BT))
+        return self.norm(self.blocks(x_BTD, batch.timestamps_BT))
+
+    def item_vectors(self) -> Tensor:
+        """[V+1, D] the embedding table."""
+        return self.items.weight
+
+    def init_state(self, batch_size: int) -> State:
+        """8 num_layers state_dim bytes a history, with model.time=gaps 8 num_layers more."""
+        return self.blocks.init_state(batch_size)
+
+    def step(
+        self, items_B: Tensor, state: State, times_B: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """(query [B, D] of the history with items_B int64 [B] behind it, the new state).
+
+        With model.time=gaps, InputError without times_B int64 [B].
+        """
+        x_BD, state = self.blocks.step(self.dropout(self.items(items_B)), state, times_B)
+        return self.norm(x_BD), state
+
+
+MODEL = LSSLRec

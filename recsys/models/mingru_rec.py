@@ -1,0 +1,96 @@
+"""minGRU and minLSTM (Feng et al. 2024) over item vectors."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from recsys.batch import Batch
+from recsys.errors import InputError
+from recsys.layers.block import PreNormBlock, Stack
+from recsys.layers.dropout import Dropout
+from recsys.layers.feedforward import FeedForward
+from recsys.layers.item_encoder import ItemTable
+from recsys.layers.mingru import MinGRU, MinimalRNN, MinLSTM
+from recsys.layers.mixer import State
+from recsys.models.base import SequenceModel
+
+CELLS: dict[str, type[MinGRU] | type[MinLSTM]] = {"gru": MinGRU, "lstm": MinLSTM}
+
+
+class MinGRURec(SequenceModel):
+    """Gated linear recurrences whose gates see the event alone, in pre-norm blocks."""
+
+    paper = "Feng et al., Were RNNs All We Needed?, 2024"
+    good_at = "gated recurrence at the speed of a linear one; any length, cheap steps"
+    cost = (
+        "layers (3 expansion dim^2 + 2 dim hidden_dim) products; state 4 layers expansion dim bytes"
+    )
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings named model.* on the command line."""
+
+        dim: int = 64
+        """Width of item vectors and of every layer."""
+        num_layers: int = 2
+        """Recurrent blocks."""
+        cell: Literal["gru", "lstm"] = "gru"
+        """minGRU, one gate; or minLSTM, a forget and an input gate."""
+        expansion: int = 2
+        """Width of a layer's state, in multiples of dim."""
+        max_len: int = 200
+        """Longest history in items in training; a state forgets none."""
+        hidden_dim: int | None = None
+        """Width inside the feed-forward networks; 4 dim where not given."""
+        dropout: float = 0.2
+        """Share of values dropped in embeddings and branches, in [0, 1)."""
+
+        def __post_init__(self) -> None:
+            sizes = (self.dim, self.num_layers, self.expansion, self.max_len)
+            if min(sizes) < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
+                raise InputError(f"model sizes must be at least 1, got {self}")
+            if self.cell not in CELLS:
+                raise InputError(f"model.cell must be one of gru, lstm, got {self.cell!r}")
+            if not 0 <= self.dropout < 1:
+                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+
+    def __init__(self, config: Config, num_items: int):
+        super().__init__()
+        self.max_len = config.max_len
+        hidden_dim = 4 * config.dim if config.hidden_dim is None else config.hidden_dim
+        cell = CELLS[config.cell]
+        self.items = ItemTable(num_items, config.dim)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = Stack(
+            PreNormBlock(
+                config.dim,
+                MinimalRNN(config.dim, cell(config.dim, config.expansion * config.dim)),
+                FeedForward(config.dim, hidden_dim, config.dropout),
+                config.dropout,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """[B, T, D] a vector for each position, from the items up to and including it."""
+        return self.norm(self.blocks(self.dropout(self.items(batch.items_BT))))
+
+    def item_vectors(self) -> Tensor:
+        """[V+1, D] the embedding table."""
+        return self.items.weight
+
+    def init_state(self, batch_size: int) -> State:
+        """4 num_layers expansion dim bytes a history."""
+        return self.blocks.init_state(batch_size)
+
+    def step(
+        self, items_B: Tensor, state: State, times_B: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """(query [B, D] of the history with items_B int64 [B] behind it, the new state)."""
+        x_BD, state = self.blocks.step(self.dropout(self.items(items_B)), state)
+        return self.norm(x_BD), state
+
+
+MODEL = MinGRURec
