@@ -31,8 +31,8 @@ ItemColumn = Annotated[str | None, typer.Option(help="Column of item ids.")]
 TimeColumn = Annotated[str | None, typer.Option(help="Column of times.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Seen = Annotated[
-    Literal["mask", "keep"],
-    typer.Option(help="Take items of the history out of the ranking, or not."),
+    Literal["mask", "keep"] | None,
+    typer.Option(help="Take items of the history out of the ranking, or not; else split.seen."),
 ]
 Moved = Annotated[
     Path | None, typer.Option("--data", help="Where the prepared data lies now, if it has moved.")
@@ -64,6 +64,13 @@ def data_prepare(
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
+    sessions: Annotated[
+        str | None,
+        typer.Option(help="gap:30m, column:NAME or lines, where a user is no sequence."),
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(metavar="PATH", help="A test set given apart, like the log.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn a log into a data set folder."""
@@ -80,6 +87,8 @@ def data_prepare(
         "user_column": user_column,
         "item_column": item_column,
         "time_column": time_column,
+        "sessions": sessions,
+        "test": test,
     }
     values = {name: value for name, value in given.items() if value is not None}
     config = from_dict(DataConfig, values, "data")
@@ -179,7 +188,7 @@ def evaluate(
         Literal["valid", "test"], typer.Option("--split", help="Which targets.")
     ] = "test",
     ks: Ks = "5,10,20",
-    seen: Seen = "mask",
+    seen: Seen = None,
     through: Annotated[
         Literal["exact", "index"],
         typer.Option(help="Rank every item, or take the index's answers."),
@@ -202,7 +211,7 @@ def evaluate(
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Run folders.")],
     ks: Ks = "5,10,20",
-    seen: Seen = "mask",
+    seen: Seen = None,
     data: Moved = None,
     as_json: Json = False,
 ) -> None:

@@ -22,10 +22,10 @@ from recsys.data.sequences import SequenceDataset, int_array
 from recsys.data.split import Histories, Split, split
 from recsys.errors import InputError, Interrupted
 from recsys.eval.evaluator import evaluate as evaluate_model
+from recsys.eval.report import DEFAULT_KS, fit_counting
 from recsys.eval.report import evaluate_run as evaluate
-from recsys.eval.report import fit_counting
 from recsys.models.base import CountingModel, model_class
-from recsys.settings import RunConfig, configure, metric_cutoff, saved_config
+from recsys.settings import RunConfig, configure, differences, metric_cutoff, saved_config
 from recsys.training.allocator import keep_freed_memory
 from recsys.training.objectives import next_item
 from recsys.training.trainer import Trainer, peak_rss_mb, precision
@@ -173,6 +173,8 @@ def train_run(
         accelerator.free_memory()  # the evaluation loads the weights anew
     accelerator.wait_for_everyone()
     result = evaluate(run, dataset=dataset, device=device)
+    if (run / checkpoint.WITHOUT_REFIT).is_file():
+        result["without_refit"] = checkpoint.read_json(run / checkpoint.WITHOUT_REFIT)
     if accelerator.is_main_process:
         checkpoint.write_json(run / checkpoint.METRICS, result)
     return result
@@ -217,12 +219,15 @@ def _open_run(
             raise InputError(
                 f"{run} holds a run already: go on with --resume, or choose another --out"
             )
-        before = checkpoint.read_json(run / checkpoint.CONFIG)
-        changed = _differences(
-            before, {**described, "dataset": {"fingerprint": about["fingerprint"]}}
-        )
+        saved = checkpoint.read_config(run)
+        changed = differences(saved_config(saved), config)
+        trained_on = saved["dataset"]["fingerprint"]
+        if trained_on != dataset.fingerprint:
+            changed.append(f"dataset.fingerprint was {trained_on}, is {dataset.fingerprint}")
         if changed:
-            raise InputError(f"--resume with other settings than {run} was begun with: {changed}")
+            raise InputError(
+                f"--resume with other settings than {run} was begun with: {'; '.join(changed)}"
+            )
         return not (run / checkpoint.ITEMS).is_file()
     if resume:
         raise InputError(f"{run} cannot be resumed: it has no {checkpoint.CONFIG}")
@@ -240,23 +245,6 @@ def _open_run(
         },
     )
     return True
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    found = []
-    for section, value in now.items():
-        old = before.get(section)
-        if not isinstance(value, dict):
-            if old != value:
-                found.append(f"{section} was {old}, is {value}")
-            continue
-        old = old if isinstance(old, dict) else {}
-        found += [
-            f"{section}.{name} was {old.get(name)}, is {new}"
-            for name, new in value.items()
-            if old.get(name) != new
-        ]
-    return "; ".join(found)
 
 
 def _accelerator(device: Device) -> "Accelerator":
@@ -310,6 +298,8 @@ class _Learning:
                 self._load_state(trainer, saved, meta)
             trainer.fit(lambda: self._validate(trainer), watcher)
             saved, records = {}, trainer_records(trainer, "train")
+            if self.config.refit and self.accelerator.is_main_process:
+                self._evaluate_before_refit()
         if self.config.refit:
             best_epoch = best_record(records, self.config.trainer.metric)["epoch"]
             self.reporter.line(f"refit: once more on train and valid together, {best_epoch} epochs")
@@ -318,6 +308,13 @@ class _Learning:
                 self._load_state(trainer, saved, meta)
             trainer.fit(None, watcher)
             watcher.better(trainer.model)
+
+    def _evaluate_before_refit(self) -> None:
+        """What the model reaches that has not learned from the valid targets."""
+        seen, device = self.config.split.seen_items, self.accelerator.device
+        model = checkpoint.load_model(self.run, device)
+        found = evaluate_model(model, self.dataset, self.parts.test, seen, device)
+        checkpoint.write_json(self.run / checkpoint.WITHOUT_REFIT, found.with_intervals(DEFAULT_KS))
 
     def _load_state(
         self, trainer: Trainer, saved: dict[str, torch.Tensor], meta: dict[str, Any]
@@ -332,10 +329,9 @@ class _Learning:
 
     def _validate(self, trainer: Trainer) -> dict[str, float]:
         ks = sorted({10, metric_cutoff(self.config.trainer.metric)})
-        device = self.accelerator.device
-        return evaluate_model(trainer.model, self.dataset, self.parts.valid, device=device).metrics(
-            ks
-        )
+        seen, device = self.config.split.seen_items, self.accelerator.device
+        found = evaluate_model(trainer.model, self.dataset, self.parts.valid, seen, device)
+        return found.metrics(ks)
 
     def _stage(
         self,

@@ -8,8 +8,8 @@ from recsys.config import from_dict, merge, to_dict
 from recsys.data.prepare import DataConfig
 from recsys.data.split import SplitConfig
 from recsys.errors import InputError, nearest
-from recsys.models.base import model_class
-from recsys.training.losses import Loss, Softmax, loss_class
+from recsys.models.base import asks_at_every_position, model_class
+from recsys.training.losses import Cloze, Loss, Softmax, loss_class
 from recsys.training.trainer import TrainerConfig
 
 
@@ -84,9 +84,33 @@ def configure(
         refit=base.refit if refit is None else refit,
     )
     metric_cutoff(config.trainer.metric)
+    if loss_name == Cloze.name and asks_at_every_position(model_class(model)):
+        raise InputError(
+            f"loss.name=cloze is for models that hide items (bert4rec); {model} predicts the item"
+            " behind each position: use loss.name=softmax"
+        )
     if not 0 <= config.seed < 2**63:
         raise InputError(f"--seed takes a whole number from 0 to 2^63 - 1, got {config.seed}")
     return config
+
+
+def differences(before: RunConfig, now: RunConfig) -> list[str]:
+    """What was said otherwise before, setting by setting; an auto equals what it stands for."""
+    old, new = (
+        {**config.as_dict(), "split": to_dict(config.split.settled())} for config in (before, now)
+    )
+    found = []
+    for section, value in new.items():
+        if not isinstance(value, dict):
+            if old[section] != value:
+                found.append(f"{section} was {old[section]}, is {value}")
+            continue
+        found += [
+            f"{section}.{name} was {old[section].get(name)}, is {setting}"
+            for name, setting in value.items()
+            if old[section].get(name) != setting
+        ]
+    return found
 
 
 def metric_cutoff(metric: str) -> int:

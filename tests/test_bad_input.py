@@ -129,6 +129,45 @@ def test_a_bad_log_is_named_with_its_line_and_replaces_nothing(tmp_path: Path, n
             "data.min_item_events must be at least 1, got 0",
         ),
         ("data prepare log.csv --out d --engine spark", "--engine duckdb works"),
+        ("data prepare log.csv --out d --sessions gap:30x", "unit s, m, h or d, as in gap:30m"),
+        ("data prepare log.csv --out d --sessions gap:0m", "a gap is a number above 0"),
+        ("data prepare log.csv --out d --sessions gap", "data.sessions=gap: a gap is a number"),
+        ("data prepare log.csv --out d --sessions 30m", "as in gap:30m"),
+        (
+            "data prepare lines.txt --out d --sessions gap:30m",
+            "data.sessions=gap:30m needs times, lines.txt has none",
+        ),
+        (
+            "train --model popular --data log.csv --set data.sessions=lines",
+            "log.csv has columns: name one, as in data.sessions=column:session_id",
+        ),
+        (
+            "data prepare log.csv --out d --sessions column:users",
+            "log.csv has no column 'users'; did you mean 'user'?",
+        ),
+        ("data prepare log.csv --out d --sessions visit", "log.csv has no column 'visit'"),
+        ("data prepare log.csv --out d --sessions column:", "names no column; write column:NAME"),
+        ("data prepare lines.txt --out d --sessions visit", "lines.txt has no columns"),
+        (
+            "data prepare log.csv --out d --sessions item --user-column user",
+            "both say what is one sequence",
+        ),
+        ("data prepare log.csv --out d --test no.csv", "no.csv does not exist"),
+        ("data prepare log.csv --out d --test empty.csv", "empty.csv is empty"),
+        (
+            "data prepare log.csv --out d --test thesis/one.csv",
+            "which column of thesis/one.csv holds the user?",
+        ),
+        (
+            "data prepare log.csv --out d --test lines.txt",
+            "lines.txt is read as sequences, log.csv",
+        ),
+        (
+            "data prepare lines.txt --out d --test log.csv --sessions lines",
+            "a test set has the format of its log",
+        ),
+        ("train --model popular --data data --set data.test=log.csv", "is prepared already"),
+        ("train --model popular --data data --set split.kind=sesions", "did you mean 'sessions'?"),
         ("data prepare log.csv --out log.csv", "log.csv exists and is not a prepared data set"),
         ("data prepare log.csv --out thesis", "thesis exists and is not a prepared data set"),
         ("data prepare none --out d", "none holds no files to read"),
@@ -154,6 +193,8 @@ def test_what_cannot_be_done_is_refused_with_the_remedy(tmp_path: Path, words: s
         Path(folder).mkdir()
         for file in files:
             Path(folder, file).write_text("mine")
+    Path("empty.csv").touch()
+    Path("lines.txt").write_text("1 2 3\n2 3\n")
     before = contents(tmp_path)
     assert message in refused(*words.split())
     shutil.rmtree("cache", ignore_errors=True)

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from commands import Answer, done, recsys, sets
 
+from recsys.training.losses import LOSSES
+
 USERS, ITEMS, LENGTH = 40, 12, 6
 QUICK = {"model.dim": 8, "model.num_layers": 1, "trainer.batch_size": 16, "trainer.epochs": 2}
 
@@ -28,7 +30,7 @@ def write_log(path: Path, header: str = "user,item,time") -> Path:
 def train(
     data: Path, out: str | Path, *words: object, settings: dict[str, object] = QUICK
 ) -> Answer:
-    model = () if "--recipe" in words else ("--model", "sasrec")
+    model = () if {"--recipe", "--model"} & {*words} else ("--model", "sasrec")
     return done("train", *model, "--data", data, "--out", out, *words, *sets(settings))
 
 
@@ -81,12 +83,24 @@ def test_set_wins_over_a_recipe(data: Path):
     assert found["trainer"]["batch_size"] == 128
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sampled_softmax", "bce", "gbce"])
+@pytest.mark.parametrize("loss", [loss.name for loss in LOSSES])
 def test_every_loss_trains(data: Path, loss: str):
-    learns = {**QUICK, "trainer.lr": 0.01, "trainer.epochs": 6}
-    train(data, "run", settings={**learns, "loss.name": loss})
+    model = "bert4rec" if loss == "cloze" else "sasrec"
+    # top1_max starts near 1 and cannot fall below 1/2.
+    falls_to = 0.95 if loss == "top1_max" else 0.9
+    epochs = 20 if loss == "cloze" else 6
+    learns = {**QUICK, "trainer.lr": 0.01, "trainer.epochs": epochs}
+    train(data, "run", "--model", model, settings={**learns, "loss.name": loss})
     lines = [json.loads(line) for line in Path("run/history.jsonl").read_text().splitlines()]
-    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    assert lines[-1]["loss"] < falls_to * lines[0]["loss"]
+
+
+def test_cloze_is_refused_for_a_model_that_hides_nothing(data: Path):
+    settings = sets({"loss.name": "cloze"})
+    answer = recsys("train", "--model", "sasrec", "--data", data, "--out", "run", *settings)
+    assert answer.code == 2
+    assert "loss.name=cloze is for models that hide items (bert4rec)" in answer.err
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize("model", ["sasrec", "popular", "item_knn"])
@@ -257,7 +271,8 @@ def test_models_are_listed_with_settings_and_papers():
 
 def test_losses_are_listed_with_settings_and_papers():
     found = {entry["name"]: entry for entry in done("losses", "--json").json["losses"]}
-    assert found.keys() >= {"softmax", "sampled_softmax", "bce", "gbce"}
+    names = {"softmax", "sampled_softmax", "bce", "gbce", "bpr_max", "top1_max", "cloze"}
+    assert found.keys() == names
     assert all(entry["paper"] for entry in found.values())
     settings = {entry["name"]: entry["default"] for entry in found["sampled_softmax"]["settings"]}
     assert settings.keys() >= {"loss.num_negatives", "loss.temperature"}

@@ -17,6 +17,7 @@ import pytest
 from commands import contents, recsys
 
 from recsys.checkpoint import STATE, read_tensors
+from recsys.settings import configure, differences
 from recsys.training.watch import FolderWatcher
 
 SETTINGS = {
@@ -245,6 +246,42 @@ def test_other_settings_are_refused_by_name(whole: Path, words: list[object], me
 
 def test_settings_said_again_are_no_other_settings(data: Path, whole: Path):
     assert recsys(*training(data, whole, "--resume")).code == 0
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_run_begun_before_there_was_a_setting_goes_on(
+    data: Path, whole: Path, tmp_path: Path, again: bool
+):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "metrics.json").unlink()
+    config = json.loads((run / "config.json").read_text())
+    del config["split"]["seen"], config["data"]["sessions"], config["data"]["test"]
+    config["split"]["target"] = "last"  # what auto stands for was written then
+    (run / "config.json").write_text(json.dumps(config))
+    words = training(data, run) if again else ["train", "--out", run, "--device", "cpu"]
+    answer = recsys(*words, "--resume")
+    assert answer.code == 0, answer.err
+    assert outcome(run) == outcome(whole)
+
+
+def test_a_setting_that_is_new_cannot_be_changed_by_resuming(whole: Path):
+    answer = recsys("train", "--resume", "--out", whole, "--set", "split.seen=keep")
+    assert answer.code == 2
+    assert "split.seen was mask, is keep" in answer.err
+
+
+def test_an_auto_is_no_other_setting_than_what_it_stands_for():
+    now = configure("sasrec", {})
+    assert (
+        differences(configure("sasrec", {"split": {"target": "last", "seen": "mask"}}), now) == []
+    )
+    other = configure("sasrec", {"split": {"kind": "sessions"}})
+    assert differences(now, other) == [
+        "split.kind was leave_one_out, is sessions",
+        "split.target was last, is successive",
+        "split.seen was mask, is keep",
+    ]
 
 
 def test_other_data_is_refused(data: Path, whole: Path, tmp_path: Path):

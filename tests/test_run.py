@@ -337,3 +337,10 @@ def test_everything_that_is_named_can_be_imported():
     assert set(recsys.__all__) <= set(dir(recsys))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         recsys.trian  # noqa: B018
+
+
+def test_a_refit_also_says_what_the_model_reached_before_it():
+    plain = read(recsys.train(cycle(), settings=QUICK, out="plain"), "metrics.json")
+    refit = read(recsys.train(cycle(), settings=QUICK, out="refit", refit=True), "metrics.json")
+    assert refit["without_refit"] == plain["metrics"]
+    assert "without_refit" not in plain

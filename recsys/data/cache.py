@@ -7,9 +7,10 @@ from typing import Any
 
 from recsys.config import to_dict
 from recsys.data.formats import Report, source_from_table
-from recsys.data.interactions import Columns, Source
+from recsys.data.interactions import Source
 from recsys.data.prepare import DataConfig, prepare
 from recsys.data.sequences import SequenceDataset
+from recsys.data.sessions import whole_source
 from recsys.data.sources import cache_dir, resolve
 from recsys.errors import InputError
 
@@ -44,16 +45,15 @@ def is_prepared(data: Any) -> bool:
 
 def source_of(data: Any, config: DataConfig, report: Report) -> Source:
     """The source that a name, a path, a pandas DataFrame or an Arrow table stands for."""
-    columns = Columns(config.user_column, config.item_column, config.time_column)
     if isinstance(data, str | Path):
-        return resolve(str(data), report=report, columns=columns)
-    return source_from_table(data, columns, "dataframe")
+        return resolve(str(data), report=report, columns=config.columns)
+    return source_from_table(data, config.columns, "dataframe")
 
 
 def _place(source: Source, config: DataConfig) -> Path:
     """Where the cache keeps this source prepared in this way: a folder named after both."""
     digest = hashlib.sha256(json.dumps([source.name, to_dict(config)]).encode())
-    for file in source.files:
+    for file in whole_source(source, config.sessions, config.test).parts:
         status = file.stat()
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     if source.table is not None:

@@ -103,10 +103,10 @@ def _refuse_nulls(raw: Any, column: str, source: Source) -> None:
 def _row(source: Source, row: int) -> str:
     """Where a row stands, in words; line numbers count the header."""
     number, place = row >> 40, row & ((1 << 40) - 1)
-    if source.table is not None or source.format in ("parquet", "sequences"):
+    if source.table is not None or source.format in ("parquet", "sequences", "lines"):
         return f"in row {place + 1}"
     header = source.format == "csv" and source.header is None
-    return f"in line {place + 1 + header} of {source.files[number].name}"
+    return f"in line {place + 1 + header} of {source.parts[number].name}"
 
 
 def value_of(expression: Any) -> Any:

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,13 @@ def read_rows(con: Any, source: Source, wish: Columns, report: Report) -> Any:
         # refuses.
         con.con.from_arrow(source.table.select(list(dict.fromkeys(used)))).create("part_0")
         return _numbered(con.table("part_0"), columns, 0)
-    for file in source.files:
+    for file in source.parts:
         if not file.exists():
             raise InputError(f"{file} does not exist")
         if file.stat().st_size == 0:
             raise InputError(f"{file} is empty")
     rows = None
-    for number, file in enumerate(source.files):
+    for number, file in enumerate(source.parts):
         with _readable(file):
             part = _read_file(con, source, file, wish, number, report if number == 0 else _quiet)
             part = con.create_table(f"part_{number}", part, temp=True)
@@ -163,6 +164,10 @@ def _read_file(
     """One file as an ibis expression with user, item, time and row."""
     if source.format == "sequences":
         return _sequences(con, file, number)
+    if source.format == "lines":
+        siblings = source.test_files if file in source.test_files else source.files
+        return _sessions(con, file, number, f"{file.name}:" if len(siblings) > 1 else "")
+    source = replace(source, files=(file,), test_files=())  # messages name this part
     if source.format == "parquet":
         table = con.read_parquet(str(file))
         return _numbered(table, choose_columns(list(table.columns), source, wish, report), number)
@@ -201,6 +206,21 @@ def _numbered(table: Any, columns: Columns, number: int) -> Any:
 
 def _sequences(con: Any, file: Path, number: int) -> Any:
     """`user item item …` lines as one row an item; a line with a user alone has no rows."""
+    lines = _lines(con, file)
+    pairs = lines.select(user=lines.words[0], item=lines.words[1:].unnest())
+    return _numbered(pairs.filter(pairs.user.length() > 0), Columns("user", "item"), number)
+
+
+def _sessions(con: Any, file: Path, number: int, prefix: str) -> Any:
+    """`item item …` lines as one row an item; the user is `prefix` and the line's number."""
+    lines = _lines(con, file)
+    user = lines.line.cast("string") if not prefix else prefix + lines.line.cast("string")
+    pairs = lines.select(user=user, item=lines.words.unnest())
+    return _numbered(pairs.filter(pairs.item.length() > 0), Columns("user", "item"), number)
+
+
+def _lines(con: Any, file: Path) -> Any:
+    """The words of each line, and its number from 1; a blank line has one empty word or none."""
     import ibis
 
     # A delimiter that no text holds makes each line one column.
@@ -208,20 +228,13 @@ def _sequences(con: Any, file: Path, number: int) -> Any:
         str(file),
         sep="\x01",
         header=False,
-        columns={"line": "VARCHAR"},
+        columns={"text": "VARCHAR"},
         auto_detect=False,
         quote="",
         escape="",
     )
-    words = lines.select(words=lines.line.strip().re_replace(r"\s+", " ").split(" "))
-    pairs = words.select(user=words.words[0], item=words.words[1:].unnest())
-    pairs = pairs.filter(pairs.user.length() > 0)
-    return pairs.select(
-        "user",
-        "item",
-        time=ibis.null("int64"),
-        row=ibis.row_number().cast("int64") + (number << 40),
-    )
+    words = lines.text.strip().re_replace(r"\s+", " ").split(" ")
+    return lines.select(words=words, line=ibis.row_number() + 1)
 
 
 @contextmanager

@@ -9,11 +9,15 @@ import numpy as np
 from recsys.data.sequences import SequenceDataset
 from recsys.errors import InputError
 
+TEST_FACTS = ("test_users", "items_only_in_test")
 _SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def describe(dataset: SequenceDataset) -> dict[str, Any]:
-    """Facts as JSON values. `repeats`: share of interactions with an item the user had before."""
+    """Facts as JSON values. `repeats`: share of interactions with an item the user had before.
+
+    A data set with a test set of its own adds `test_users` and `items_only_in_test`.
+    """
     lengths = np.diff(dataset.offsets)
     counts = np.sort(np.bincount(dataset.items, minlength=dataset.num_items + 1)[1:])[::-1]
     total = len(dataset.items)
@@ -36,6 +40,7 @@ def describe(dataset: SequenceDataset) -> dict[str, Any]:
             "gini": _gini(counts),
         },
         "time_range": _time_range(dataset),
+        **({name: dataset.info.get(name) for name in TEST_FACTS} if dataset.test_users else {}),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-Format = Literal["csv", "json", "parquet", "sequences"]
+Format = Literal["csv", "json", "parquet", "sequences", "lines"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,13 @@ class Source:
     """How tables and metrics.json call the data."""
     files: tuple[Path, ...] = ()
     """Parts in reading order; any of them may end in .gz."""
+    test_files: tuple[Path, ...] = ()
+    """Parts of a given test set, read like `files` and behind them."""
     table: pa.Table | None = None
     """The log itself when it comes from Python (a DataFrame or Arrow table), without files."""
     format: Format = "csv"
-    """csv: any delimited text; sequences: `user item item ...`, one user a line."""
+    """csv: any delimited text; sequences: `user item item ...`, one user a line; lines: `item item
+    ...`, one session a line."""
     delimiter: str | None = None
     """Between fields of a csv; None: sniffed from the first lines."""
     header: tuple[str, ...] | None = None
@@ -49,6 +52,11 @@ class Source:
     min_user_events: int = 1
     """The k-core that the source's users expect, where the caller does not say."""
     min_item_events: int = 1
+
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """All files in reading order."""
+        return self.files + self.test_files
 
     @property
     def where(self) -> str:

@@ -19,6 +19,14 @@ from recsys.data.columns import count_of, typed_log
 from recsys.data.formats import Report, read_rows
 from recsys.data.interactions import Columns, Source
 from recsys.data.sequences import FORMAT_VERSION, SequenceDataset, fingerprint, write_sequences
+from recsys.data.sessions import (
+    cut_at_gaps,
+    facts_of_test,
+    report_sessions,
+    session_column,
+    set_apart,
+    whole_source,
+)
 from recsys.errors import InputError, WorkError
 
 Duplicates = Literal["exact", "keep", "first", "last", "consecutive"]
@@ -45,12 +53,31 @@ class DataConfig:
     """Column of item ids; guessed from the names if not given."""
     time_column: str | None = None
     """Column of times; guessed from the names if not given."""
+    sessions: str | None = None
+    """What is one sequence, where that is not a user: gap:30m ends a session at a longer pause (s,
+    m, h, d), column:NAME holds session ids, lines takes each line of a text for a session."""
+    test: str | None = None
+    """A file or folder with a test set of its own, in the format of the log; split.kind=sessions
+    asks for its items."""
 
     def __post_init__(self) -> None:
         for name in ("min_user_events", "min_item_events"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"data.{name} must be at least 1, got {value}")
+        if session_column(self.sessions) is not None and self.user_column is not None:
+            raise InputError(
+                f"data.user_column={self.user_column} and data.sessions={self.sessions} both say"
+                " what is one sequence; leave one of them out"
+            )
+        if self.test == "":
+            raise InputError("data.test names no file")
+
+    @property
+    def columns(self) -> Columns:
+        """The columns that hold an interaction; a session's id stands in for the user's."""
+        user = session_column(self.sessions) or self.user_column
+        return Columns(user, self.item_column, self.time_column)
 
 
 def prepare(
@@ -76,6 +103,7 @@ def prepare(
         and (out.is_file() or any(out.iterdir()))
     ):
         raise InputError(f"{out} exists and is not a prepared data set; choose another --out")
+    source = whole_source(source, config.sessions, config.test)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -98,14 +126,16 @@ def _prepare_into(folder: Path, source: Source, config: DataConfig, report: Repo
     con = ibis.duckdb.connect(folder.parent / "work.duckdb")
     con.raw_sql("SET preserve_insertion_order = true")
     try:
-        wish = Columns(config.user_column, config.item_column, config.time_column)
-        raw = con.create_table("raw", read_rows(con, source, wish, report), temp=True)
+        rows = read_rows(con, source, config.columns, report)
+        raw = con.create_table("raw", rows, temp=True)
         log, unit = typed_log(con, raw, source, report)
+        log = cut_at_gaps(con, set_apart(con, log, source), source, config.sessions, unit)
         total = count_of(log)
         log, dropped = _without_duplicates(con, log, config.duplicates, unit is not None, report)
         least_user = config.min_user_events or source.min_user_events
         least_item = config.min_item_events or source.min_item_events
         log = _k_core(con, log, least_user, least_item, source, report)
+        report_sessions(log, config.sessions, report)
         facts = {
             "time_unit": unit,
             "rows_read": total,
@@ -116,6 +146,7 @@ def _prepare_into(folder: Path, source: Source, config: DataConfig, report: Repo
                 "min_item_events": least_item,
             },
             "source": [file.name for file in source.files],
+            **facts_of_test(con, log, source, report),
         }
         _write(con, log, folder, source, facts)
     finally:
@@ -193,7 +224,8 @@ def _write(con: Any, log: Any, folder: Path, source: Source, facts: dict[str, An
         con, numbered, folder, len(raw_users), facts["time_unit"] is not None
     )
     write_sequences(folder / "sequences.arrow", _combined(raw_users), flat, offsets, times)
-    digest = fingerprint(flat, offsets, times, _combined(raw_items["item"]))
+    raw_ids = _combined(raw_items["item"])
+    digest = fingerprint(flat, offsets, times, raw_ids, facts.get("test_users", 0))
     _write_items(folder / "items.parquet", raw_items, source)
     info = {
         "format": FORMAT_VERSION,

@@ -61,6 +61,11 @@ class SequenceDataset:
         """SHA-256 of the prepared sequences, in hexadecimal."""
         return self.info["fingerprint"]
 
+    @property
+    def test_users(self) -> int:
+        """How many of the last sequences are a test set that was given apart."""
+        return self.info.get("test_users", 0)
+
     @classmethod
     def load(cls, folder: str | Path) -> "SequenceDataset":
         """Open a prepared folder without reading the sequences into memory."""
@@ -148,6 +153,11 @@ class SequenceDataset:
             )
         if self.timestamps is not None and len(self.timestamps) != len(self.items):
             raise InputError(f"{where} is damaged: it has not one time an item; prepare it again")
+        if not isinstance(self.test_users, int) or not 0 <= self.test_users < len(self):
+            raise InputError(
+                f"{where} is damaged: test_users is {self.test_users!r} of {len(self)} sequences;"
+                " prepare it again"
+            )
 
 
 def _check_columns(table: pa.Table, catalogue: pa.Table, where: str) -> None:
@@ -202,9 +212,14 @@ def _view(values: pa.Array, dtype: type) -> np.ndarray:
 
 
 def fingerprint(
-    items: np.ndarray, offsets: np.ndarray, timestamps: np.ndarray | None, raw_items: pa.Array
+    items: np.ndarray,
+    offsets: np.ndarray,
+    timestamps: np.ndarray | None,
+    raw_items: pa.Array,
+    test_users: int = 0,
 ) -> str:
-    """SHA-256 over lengths, item numbers, times and raw item ids, whatever the file layout."""
+    """SHA-256 over lengths, item numbers, times, raw item ids and which sequences are a given test
+    set, whatever the file layout."""
     digest = hashlib.sha256()
     digest.update(np.diff(offsets).astype("<i8").tobytes())
     digest.update(np.ascontiguousarray(items, dtype="<i4").data)
@@ -212,6 +227,8 @@ def fingerprint(
         digest.update(np.ascontiguousarray(timestamps, dtype="<i8").data)
     for raw in raw_items.to_pylist():
         digest.update(f"{raw}\n".encode())
+    if test_users:
+        digest.update(f"test {test_users}\n".encode())
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ from recsys.checkpoint import CONFIG, Device, device_of, load_model, read_config
 from recsys.config import from_dict
 from recsys.data.loader import flat_positions
 from recsys.data.sequences import SequenceDataset
-from recsys.data.split import Histories, Queries, Split, SplitConfig, split
+from recsys.data.split import Histories, Queries, SplitConfig, split
 from recsys.errors import InputError
 from recsys.eval.evaluator import Seen, check_ks, evaluate, evaluate_through
 from recsys.eval.evaluator import paired_difference as difference
@@ -24,8 +24,6 @@ from recsys.retrieval.retriever import Retriever
 Part = Literal["valid", "test"]
 Through = Literal["exact", "index"]
 DEFAULT_KS = (5, 10, 20)
-SAME = (("dataset", "fingerprint"), *(("split", name) for name in ("kind", "target", "test_share")))
-"""What runs must share to be compared, as in config.json."""
 RECENT_DAYS = 30
 _UNITS_A_DAY = {
     "s": 86_400,
@@ -39,30 +37,33 @@ def evaluate_run(
     run: str | Path,
     part: Part = "test",
     ks: Sequence[int] = DEFAULT_KS,
-    seen: Seen = "mask",
+    seen: Seen | None = None,
     through: Through = "exact",
     *,
     dataset: SequenceDataset | None = None,
     device: Device = "auto",
 ) -> dict[str, Any]:
-    """The contents of metrics.json for a run. `dataset` stands in where the prepared folder has
-    moved.
+    """The contents of metrics.json for a run. `seen` is that of its split where not given.
+    `dataset` stands in where the prepared folder has moved.
 
     Raises InputError where the data is not what the run was trained on, or where a refit run is
     asked about the valid targets that it has learned from.
     """
     run, ks = Path(run), check_ks(ks)
-    for word, known in ((part, Part), (seen, Seen), (through, Through)):
+    for word, known in ((part, Part), (seen or "mask", Seen), (through, Through)):
         if word not in get_args(known):
             raise InputError(f"{word!r} is none of {', '.join(get_args(known))}")
     config = read_config(run)
+    split_config = _split_config(run, config)
+    seen = seen or split_config.seen_items
     dataset = _the_data(run, config, dataset)
-    parts = split(dataset, _split_config(run, config))
+    parts = split(dataset, split_config)
     if config["refit"] and part == "valid":
         raise InputError(
             f"{run} was refitted on train and valid together: only --split test is fair"
         )
     queries = parts.test if part == "test" else parts.valid
+    histories = parts.refit if config["refit"] else parts.train
     place = device_of(device)
     started = time.perf_counter()
     if through == "index":
@@ -80,7 +81,11 @@ def evaluate_run(
             "items": dataset.num_items,
             "interactions": len(dataset.items),
         },
-        "split": {**parts.info, "part": part},
+        "split": {
+            **parts.info,
+            "part": part,
+            "targets_never_trained": _never_trained(dataset, histories, queries),
+        },
         "protocol": {
             "ranking": "full",
             "ties": "against",
@@ -93,19 +98,20 @@ def evaluate_run(
         "targets": len(queries),
         "seconds": round(seconds, 4),
         "metrics": metrics,
-        "baselines": _baselines(dataset, parts, config["refit"], queries, ks, seen),
+        "baselines": _baselines(dataset, histories, queries, ks, seen),
     }
 
 
 def compare_runs(
     runs: Sequence[str | Path],
     ks: Sequence[int] = DEFAULT_KS,
-    seen: Seen = "mask",
+    seen: Seen | None = None,
     *,
     dataset: SequenceDataset | None = None,
 ) -> dict[str, Any]:
-    """Test metrics of several runs, and the paired difference of each to the first. `dataset`
-    stands in where the prepared folder has moved.
+    """Test metrics of several runs, and the paired difference of each to the first. `seen` is that
+    of the first run's split where not given; `dataset` stands in where the prepared folder has
+    moved.
 
     Raises InputError unless all were trained on the same data under the same split.
     """
@@ -113,15 +119,17 @@ def compare_runs(
         raise InputError("compare takes two runs or more")
     ks, first = check_ks(ks), read_config(Path(runs[0]))
     dataset = _the_data(Path(runs[0]), first, dataset)
-    queries = split(dataset, _split_config(Path(runs[0]), first)).test
+    split_config = _split_config(Path(runs[0]), first)
+    seen = seen or split_config.seen_items
+    wanted, queries = _shared(Path(runs[0]), first), split(dataset, split_config).test
     rows, evaluations = [], []
     for run in map(Path, runs):
         config = read_config(run)
-        for section, same in SAME:
-            if config[section][same] != first[section][same]:
+        for name, value in _shared(run, config).items():
+            if value != wanted[name]:
                 raise InputError(
-                    f"{run} cannot be compared with {runs[0]}: its {section}.{same} is"
-                    f" {config[section][same]}, not {first[section][same]}"
+                    f"{run} cannot be compared with {runs[0]}: its {name} is {value}, not"
+                    f" {wanted[name]}"
                 )
         evaluations.append(evaluate(load_model(run), dataset, queries, seen))
         rows.append(
@@ -157,16 +165,33 @@ def fit_counting(model: CountingModel, dataset: SequenceDataset, histories: Hist
     model.fit(torch.from_numpy(items), torch.from_numpy(offsets), torch.from_numpy(ages))
 
 
+def _shared(run: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What runs must share to be compared, by name."""
+    cut = _split_config(run, config).settled()
+    return {
+        "dataset.fingerprint": config["dataset"]["fingerprint"],
+        "split.kind": cut.kind,
+        "split.target": cut.target,
+        "split.test_share": cut.test_share,
+    }
+
+
+def _never_trained(dataset: SequenceDataset, histories: Histories, queries: Queries) -> int:
+    """Targets that occur in no training history."""
+    _, position = flat_positions(histories.start, histories.end)
+    trained = np.zeros(dataset.num_items + 1, dtype=bool)
+    trained[dataset.items[position]] = True
+    return int((~trained[dataset.items[queries.end]]).sum())
+
+
 def _baselines(
     dataset: SequenceDataset,
-    parts: Split,
-    refit: bool,
+    histories: Histories,
     queries: Queries,
     ks: Sequence[int],
     seen: Seen,
 ) -> dict[str, dict[str, float]]:
     """The same metrics of what any model must beat, fitted on the same histories as the model."""
-    histories = parts.refit if refit else parts.train
     models: dict[str, CountingModel] = {"popular": Popular(Popular.Config(), dataset.num_items)}
     if dataset.info.get("time_unit"):
         recent = Popular.Config(days=RECENT_DAYS)

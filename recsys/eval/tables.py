@@ -30,9 +30,10 @@ def evaluation(result: dict[str, Any]) -> None:
     )
     refit = "on train and valid (refit)" if protocol["refit"] else "on train"
     through = ", through the index" if protocol["through"] == "index" else ""
+    who = "sessions" if split["kind"] == "sessions" else "users"
     console.print(
         f"{split['part']} of {split['kind']}: {result['targets']:,} targets of {result['users']:,}"
-        f" users{_left_out(split)}; trained {refit}; full ranking{through}, ties against the model,"
+        f" {who}{_left_out(split)}; trained {refit}; full ranking{through}, ties against the model,"
         f" seen items {'masked' if protocol['seen'] == 'mask' else 'kept'}",
         soft_wrap=True,
     )
@@ -57,6 +58,8 @@ def _left_out(split: dict[str, Any]) -> str:
     new = split.get(f"{split['part']}_targets_without_history")
     if new:
         parts.append(f"{new:,} targets without a history left out")
+    if split.get("targets_never_trained"):
+        parts.append(f"{split['targets_never_trained']:,} targets that training never saw")
     return f" ({', '.join(parts)})" if parts else ""
 
 

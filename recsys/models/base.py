@@ -121,6 +121,11 @@ class CountingModel(Recommender):
         raise NotImplementedError(f"{type(self).__name__} does not define fit")
 
 
+def asks_at_every_position(kind: type[Recommender]) -> bool:
+    """Whether a model trains as causal ones do: each position asks for the item behind it."""
+    return getattr(kind, "training_pairs", None) is SequenceModel.training_pairs
+
+
 def model_names() -> list[str]:
     """The names of all models, one for each file beside this one."""
     found = pkgutil.iter_modules(recsys.models.__path__)

@@ -45,7 +45,7 @@ class LSSLRec(SequenceModel):
         time: Literal["events", "gaps"] = "events"
         """What moves a state on: every event by one step, or the time since the event before."""
         min_dt: float = 0.01
-        """Least time scale dt of a channel at first: exp(-dt / 2) of a state is left after an event."""
+        """Least time scale dt of a channel at first; an event leaves exp(-dt / 2) of a state."""
         max_dt: float = 1.0
         """Largest time scale of a channel at first."""
         max_len: int = 200

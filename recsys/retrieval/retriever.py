@@ -52,7 +52,7 @@ class Retriever:
         self.vocab = Vocab(catalogue["item"])
         self.max_len = model.max_len
         self._device = device
-        self._model = model
+        self.model = model
         self._index = index
         titled = "title" in catalogue.column_names
         self._titles = catalogue["title"].to_pylist() if titled else [None] * len(self.vocab)
@@ -99,16 +99,25 @@ class Retriever:
         history: Sequence[Any],
         k: int = 10,
         *,
+        times: Sequence[int] | None = None,
         exclude: Collection[Any] = (),
         exclude_seen: bool = True,
     ) -> Recommendations:
         """The k best items after a history of raw ids, oldest first.
 
-        Unknown ids of the history are skipped and reported, those of `exclude` do not matter. A
-        history without a known item is answered by popularity, and marked so. Fewer than k items
-        come back only when the catalogue holds no more.
+        `times` are those of the history, in the unit of the training data; models that see time
+        (hstu_rec, lssl_rec) were trained with them where the log has them. Unknown ids of the
+        history are skipped and reported, those of `exclude` do not matter. A history without a
+        known item is answered by popularity, and marked so. Fewer than k items come back only when
+        the catalogue holds no more.
         """
-        (found,) = self.recommend_batch([history], k, exclude=exclude, exclude_seen=exclude_seen)
+        (found,) = self.recommend_batch(
+            [history],
+            k,
+            times=None if times is None else [times],
+            exclude=exclude,
+            exclude_seen=exclude_seen,
+        )
         return found
 
     def recommend_batch(
@@ -116,6 +125,7 @@ class Retriever:
         histories: Sequence[Sequence[Any]],
         k: int = 10,
         *,
+        times: Sequence[Sequence[int]] | None = None,
         exclude: Collection[Any] = (),
         exclude_seen: bool = True,
     ) -> list[Recommendations]:
@@ -125,9 +135,10 @@ class Retriever:
         encoded = [self._encode("a history", history, Sequence) for history in histories]
         hidden, _ = self._encode("exclude", exclude, Collection)
         known = [items for items, _ in encoded if items]
+        moments = None if times is None else self._times_of_known(histories, times)
         rows, row = [], 0
         if known:
-            items_BK, scores_BK = self._search_lists(known, k, hidden, exclude_seen)
+            items_BK, scores_BK = self._search_lists(known, moments, k, hidden, exclude_seen)
         for items, unknown in encoded:
             if items:
                 rows.append(self._decode(items_BK[row], scores_BK[row], unknown, None))
@@ -146,9 +157,9 @@ class Retriever:
         `seen` are (row, item) pairs that must not come back. The batch is scored in one block.
         """
         batch = batch.to(self._device)
-        if self._index is None or not isinstance(self._model, SequenceModel):
+        if self._index is None or not isinstance(self.model, SequenceModel):
             return self._exact(self._scorer(batch), k, seen)
-        query_BD = self._model.query(batch).float().cpu().numpy()
+        query_BD = self.model.query(batch).float().cpu().numpy()
         hidden = _hidden_a_row(seen, len(query_BD))
         return self._through_index(self._index, query_BD, k, hidden)
 
@@ -174,14 +185,31 @@ class Retriever:
         except TypeError:  # a list or dictionary in the place of an id
             raise InputError(f"{what} holds what cannot be an item id: {raw_ids!r}") from None
 
+    def _times_of_known(
+        self, histories: Sequence[Sequence[Any]], times: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """The times of the known items, of the histories that have any."""
+        if [len(row) for row in times] != [len(history) for history in histories]:
+            raise InputError("times must name one time for each item of a history")
+        rows = [
+            [int(time) for raw, time in zip(history, row, strict=True) if raw in self.vocab]
+            for history, row in zip(histories, times, strict=True)
+        ]
+        return [row for row in rows if row]
+
     def _search_lists(
-        self, histories: list[list[int]], k: int, hidden: list[int], exclude_seen: bool
+        self,
+        histories: list[list[int]],
+        times: list[list[int]] | None,
+        k: int,
+        hidden: list[int],
+        exclude_seen: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
-        cut = [history[-self.max_len :] for history in histories]
-        longest = max(map(len, cut))
+        lengths = [min(len(history), self.max_len) for history in histories]
         batch = Batch(
-            torch.tensor([history + [0] * (longest - len(history)) for history in cut]),
-            torch.tensor([len(history) for history in cut]),
+            _padded(histories, lengths),
+            torch.tensor(lengths),
+            None if times is None else _padded(times, lengths),
         )
         masked = [history + hidden if exclude_seen else hidden for history in histories]
         rows = [row for row, items in enumerate(masked) for _ in items]
@@ -242,6 +270,14 @@ class Retriever:
             unknown,
             fallback,
         )
+
+
+def _padded(rows: list[list[int]], lengths: list[int]) -> Tensor:
+    """[B, T] int64: the last `lengths` numbers of each row, and zeros behind them."""
+    longest = max(lengths)
+    return torch.tensor(
+        [row[-size:] + [0] * (longest - size) for row, size in zip(rows, lengths, strict=True)]
+    )
 
 
 def _hidden_a_row(seen: tuple[Tensor, Tensor] | None, rows: int) -> list[set[int]]:

@@ -234,8 +234,8 @@ def test_offsets_that_do_not_cover_the_items_are_refused(offsets: list[int]):
 
 
 def test_the_fingerprint_changes_with_items_order_times_and_ids():
-    def digest(items=ITEMS, offsets=OFFSETS, times=TIMES, raw=("x", "y", "z")) -> str:
-        return fingerprint(np.asarray(items, dtype=np.int32), offsets, times, pa.array(raw))
+    def digest(items=ITEMS, offsets=OFFSETS, times=TIMES, raw=("x", "y", "z"), test=0) -> str:
+        return fingerprint(np.asarray(items, dtype=np.int32), offsets, times, pa.array(raw), test)
 
     found = [
         digest(),
@@ -244,6 +244,7 @@ def test_the_fingerprint_changes_with_items_order_times_and_ids():
         digest(times=TIMES + 1),
         digest(times=None),
         digest(raw=("y", "x", "z")),
+        digest(test=1),
     ]
     assert len(set(found)) == len(found)
     assert digest() == found[0]

@@ -1,5 +1,7 @@
 """Splits against positions worked out by hand, and what no split may do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, reject, settings
@@ -150,6 +152,107 @@ def test_successive_asks_for_every_interaction_of_a_window_once(histories):
         assert parts.info[f"{part}_targets_without_history"] == len(window & first)
 
 
+def with_test(dataset: SequenceDataset, test_users: int) -> SequenceDataset:
+    """The same data with its last sequences as a test set of its own."""
+    return replace(dataset, info={**dataset.info, "test_users": test_users})
+
+
+def sessions(**settings) -> SplitConfig:
+    return SplitConfig(kind="sessions", **settings)
+
+
+# In order of their first event: c, a, e, b, d; items are 1 to 11 in file order.
+STARTS = [[20, 21], [40, 41, 43], [10, 90], [50, 51], [30, 31]]
+
+
+def test_sessions_that_begin_last_are_test_and_those_before_them_valid():
+    dataset = timed(STARTS)
+    parts = split(dataset, sessions(test_share=0.4, valid_share=0.3))
+    assert trained(dataset, parts.train) == [[1, 2], [6, 7]]
+    assert trained(dataset, parts.refit) == [[1, 2], [6, 7], [10, 11]]
+    assert cut(dataset, parts.valid) == [(4, [10], 11)]
+    assert cut(dataset, parts.test) == [(1, [3], 4), (1, [3, 4], 5), (3, [8], 9)]
+    assert parts.info == {
+        "kind": "sessions",
+        "target": "successive",
+        "test_given": False,
+        "train_sessions": 2,
+        "valid_sessions": 1,
+        "test_sessions": 2,
+    }
+
+
+def test_sessions_without_times_or_with_equal_ones_keep_their_order():
+    histories = [[1, 2], [3, 4], [5, 6], [7, 8]]
+    for dataset in (world(histories), timed([[7, 8]] * 4)):
+        parts = split(dataset, sessions(test_share=0.25, valid_share=0.3))
+        assert trained(dataset, parts.train) == histories[:2]
+        assert cut(dataset, parts.valid) == [(2, [5], 6)]
+        assert cut(dataset, parts.test) == [(3, [7], 8)]
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [
+        ("auto", [(2, [5], 6), (2, [5, 6], 7), (3, [8], 9)]),
+        ("last", [(2, [5, 6], 7), (3, [8], 9)]),
+        ("first", [(2, [5], 6), (3, [8], 9)]),
+    ],
+)
+def test_a_given_test_set_is_the_test_whenever_it_happened(target, wanted):
+    # The test sessions begin first; with shares by time they would train.
+    dataset = with_test(timed([[50, 51], [60, 61], [1, 2, 3], [4, 5], [2]]), 3)
+    parts = split(dataset, sessions(target=target))
+    assert trained(dataset, parts.train) == [[1, 2]]
+    assert trained(dataset, parts.refit) == [[1, 2], [3, 4]]
+    assert cut(dataset, parts.valid) == [(1, [3], 4)]
+    assert cut(dataset, parts.test) == wanted
+    assert (parts.info["test_given"], parts.info["test_sessions"]) == (True, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(WORLDS, st.integers(0, 2))
+def test_sessions_are_parted_whole_and_every_item_behind_a_first_is_asked_once(histories, last):
+    dataset = timed([sorted(history) for history in histories])
+    dataset = with_test(dataset, last)
+    try:
+        parts = split(dataset, sessions(valid_share=0.3, test_share=0.3))
+    except InputError:
+        reject()  # no part of it asks for anything
+    _, learned = flat_positions(parts.train.start, parts.train.end)
+    _, refit = flat_positions(parts.refit.start, parts.refit.end)
+    first = set(dataset.offsets[:-1].tolist())
+    asked = {"valid": set(refit.tolist()) - set(learned.tolist())}
+    asked["test"] = set(range(len(dataset.items))) - set(refit.tolist())
+    for part, queries in (("valid", parts.valid), ("test", parts.test)):
+        assert sorted(queries.end.tolist()) == sorted(asked[part] - first)
+        assert (queries.start == dataset.offsets[queries.user]).all()
+    if last:
+        assert min(asked["test"]) == dataset.offsets[-1 - last]
+
+
+def test_data_with_a_test_set_is_not_cut_in_another_way():
+    dataset = with_test(timed([[1, 2, 3, 4], [5, 6, 7]]), 1)
+    for kind in ("leave_one_out", "global_time"):
+        with pytest.raises(InputError, match=r"would not keep apart; use split\.kind=sessions"):
+            split(dataset, SplitConfig(kind=kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "seen"),
+    [
+        ("leave_one_out", "last", "mask"),
+        ("global_time", "last", "mask"),
+        ("sessions", "successive", "keep"),
+    ],
+)
+def test_auto_stands_for_what_is_natural_for_a_kind(kind, target, seen):
+    found = SplitConfig(kind=kind).settled()
+    assert (found.target, found.seen, found.seen_items) == (target, seen, seen)
+    other = SplitConfig(kind=kind, target="last", seen="mask" if seen == "keep" else "keep")
+    assert other.settled() == other
+
+
 def test_a_split_that_leaves_nothing_to_do_says_so():
     with pytest.raises(InputError, match="at least 3 interactions"):
         split(world([[1, 2], [1]]), SplitConfig())
@@ -159,6 +262,10 @@ def test_a_split_that_leaves_nothing_to_do_says_so():
         split(timed([[0, 1, 2, 3], [4], [5]]), SplitConfig(kind="global_time", valid_share=0.3))
     with pytest.raises(InputError, match="has no times"):
         split(world([[1, 2, 3, 4]]), SplitConfig(kind="global_time"))
+    with pytest.raises(InputError, match="no user is left for test under sessions"):
+        split(world([[1, 2], [1, 2], [3]]), sessions())
+    with pytest.raises(InputError, match="nothing to learn"):
+        split(world([[1], [1, 2], [1, 2]]), sessions())
 
 
 def test_split_settings_that_contradict_each_other_are_refused():

@@ -104,6 +104,14 @@ def test_targets_that_nobody_could_be_asked_about_are_counted(printed):
     assert "users (1,234 targets without a history left out)" in text
 
 
+def test_sessions_are_not_called_users_and_unknown_targets_are_counted(printed):
+    result = evaluated(seen="keep")
+    result["split"] = {"kind": "sessions", "part": "valid", "targets_never_trained": 1470}
+    text = printed(tables.evaluation, result)
+    assert "21,322 sessions (1,470 targets that training never saw); trained" in text
+    assert "seen items kept" in text
+
+
 def test_a_narrow_terminal_hides_no_number(printed, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = printed(tables.evaluation, evaluated())
@@ -267,12 +275,11 @@ def test_folders_of_sources_are_printed_as_they_are(printed, word):
 
 @pytest.mark.parametrize(("kind", "entries"), [("models", model_list()), ("losses", loss_list())])
 def test_models_and_losses_are_listed_with_every_setting(printed, kind, entries):
-    text = printed(tables.catalogue, {kind: entries})
+    words = " ".join(printed(tables.catalogue, {kind: entries}).split())  # long lines are wrapped
     for entry in entries:
-        assert f"{entry['name']}  {entry['title']}" in " ".join(text.split("\n"))
+        assert f"{entry['name']} {entry['title']}" in words
         for setting in entry["settings"]:
-            line = f"{setting['name']} = {setting['default']}  ({setting['type']})"
-            assert line in text.replace("\n", " ")
+            assert f"{setting['name']} = {setting['default']} ({setting['type']})" in words
 
 
 def test_recipes_are_listed_with_their_settings(printed):

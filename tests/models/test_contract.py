@@ -24,6 +24,7 @@ from recsys.models.base import (
     Pairs,
     Recommender,
     SequenceModel,
+    asks_at_every_position,
     model_class,
     model_names,
 )
@@ -38,9 +39,7 @@ from recsys.training.watch import FolderWatcher, PlainReporter, StopRequest
 LEARNED = [name for name in model_names() if issubclass(model_class(name), SequenceModel)]
 COUNTED = [name for name in model_names() if issubclass(model_class(name), CountingModel)]
 STEPWISE = [name for name in LEARNED if hasattr(model_class(name), "step")]
-CAUSAL = [
-    name for name in LEARNED if model_class(name).training_pairs is SequenceModel.training_pairs
-]
+CAUSAL = [name for name in LEARNED if asks_at_every_position(model_class(name))]
 """Models that train on every position at once, each of which asks for the item behind it."""
 NO_ORDER = ["popular"]
 """Models that cannot know what follows what."""

@@ -31,7 +31,12 @@ from recsys.run import prepare, train
 RAW = ["007", "+7", "ä,ö", "", " x ", "[b]", "7", "B00A", "b00a", "🎧", "null", "1.50"]
 COUNTS = [3, 9, 0, 4, 12, 1, 7, 5, 2, 8, 11, 6]
 BY_COUNT = [" x ", "null", "+7", "🎧", "7", "1.50", "B00A", "", "007", "b00a", "[b]", "ä,ö"]
-SETTINGS = {"sasrec": {"dim": 8, "max_len": 4}, "popular": {}, "item_knn": {}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sasrec": {"dim": 8, "max_len": 4},
+    "hstu_rec": {"dim": 8, "max_len": 4},
+    "popular": {},
+    "item_knn": {},
+}
 HISTORIES = [["007"], ["7", "+7"], ["", "🎧", "null", "[b]", "B00A", "7"], ["ä,ö"] * 5, RAW[:-1]]
 
 
@@ -320,3 +325,21 @@ def test_threads_of_torch_are_set_where_asked_for(run):
     assert torch.get_num_threads() == 2
     Retriever.load(run)
     assert torch.get_num_threads() == 2
+
+
+@torch.no_grad()
+def test_times_go_with_the_known_items_of_their_history(tmp_path: Path):
+    table = pa.table({"item": RAW, "count": COUNTS})
+    retriever = Retriever.load(saved_run(tmp_path / "run", table, "hstu_rec"))
+    history, times = ["007", "none such", "7", "+7"], [10, 50, 400, 90_000]
+    batch = Batch(torch.tensor([[1, 7, 2]]), torch.tensor([3]), torch.tensor([[10, 400, 90_000]]))
+    expected_V = retriever.model.scorer()(batch)[0, 1:].sort(descending=True).values
+    found = retriever.recommend(history, 12, times=times, exclude_seen=False)
+    torch.testing.assert_close(torch.tensor(found.scores), expected_V)
+    untimed = retriever.recommend(history, 12, exclude_seen=False)
+    assert found.scores != untimed.scores
+    long, moments = history[:1] * 4 + history, list(range(4)) + times
+    cut = retriever.recommend(long, 12, times=moments, exclude_seen=False)
+    assert cut == retriever.recommend(long[3:], 12, times=moments[3:], exclude_seen=False)
+    with pytest.raises(InputError, match="one time for each item"):
+        retriever.recommend(history, times=times[:-1])
