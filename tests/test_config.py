@@ -20,7 +20,7 @@ from recsys.errors import InputError, nearest
 from recsys.models.base import model_class, model_names
 from recsys.recipes import recipe, recipe_names
 from recsys.settings import RunConfig, configure, metric_cutoff, saved_config
-from recsys.training.losses import BCE, GBCE, LOSSES, SampledSoftmax, Softmax
+from recsys.training.losses import BCE, GBCE, LOSSES, Cloze, SampledSoftmax, Softmax
 
 
 @dataclass(frozen=True)

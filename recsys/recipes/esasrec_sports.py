@@ -1,0 +1,19 @@
+"""ESASRec for Amazon Sports and Outdoors (S3-Rec's 5-core file: 35,598 users, 18,357 items).
+
+Not measured yet.
+"""
+
+from recsys.models.esasrec import ESASRec
+from recsys.settings import RunConfig
+from recsys.training.losses import SampledSoftmax
+from recsys.training.trainer import TrainerConfig
+
+
+def recipe() -> RunConfig:
+    """Sampled softmax as in the paper, wide vectors under strong dropout."""
+    return RunConfig(
+        model_name="esasrec",
+        model=ESASRec.Config(dim=128, num_layers=2, num_heads=2, max_len=50, dropout=0.5),
+        loss=SampledSoftmax(num_negatives=1024),
+        trainer=TrainerConfig(epochs=60, batch_size=256, lr=1e-3, weight_decay=0.01, patience=5),
+    )

@@ -1,0 +1,23 @@
+"""GRU4Rec for Diginetica sessions.
+
+Not measured yet.
+"""
+
+from recsys.data.split import SplitConfig
+from recsys.models.gru4rec import GRU4Rec
+from recsys.settings import RunConfig
+from recsys.training.losses import SampledSoftmax
+from recsys.training.trainer import TrainerConfig
+
+
+def recipe() -> RunConfig:
+    """2,048 negatives by popularity to the power of 1/2, log-Q corrected, as GRU4Rec trains."""
+    return RunConfig(
+        model_name="gru4rec",
+        model=GRU4Rec.Config(dim=128, num_layers=1, max_len=50, dropout=0.3, hidden_dropout=0.3),
+        loss=SampledSoftmax(num_negatives=2048, negatives="popularity", alpha=0.5),
+        trainer=TrainerConfig(
+            epochs=30, batch_size=256, lr=1e-3, weight_decay=0.01, patience=2, metric="mrr@20"
+        ),
+        split=SplitConfig(kind="sessions", target="successive"),
+    )
