@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recsys.batch import PAD, Batch
+from recsys.batch import PAD
 
 
 class Window(NamedTuple):
@@ -47,8 +47,3 @@ class Window(NamedTuple):
     def overfull_B(self) -> Tensor:
         """bool, True where events have been lost."""
         return self.count_B > self.items_BW.shape[1]
-
-    def batch(self, rows_B: Tensor, timed: bool) -> Batch:
-        """The histories of some rows (bool), as a model encodes them."""
-        lengths_B = self.count_B[rows_B].clamp_max(self.items_BW.shape[1])
-        return Batch(self.items_BW[rows_B], lengths_B, self.times_BW[rows_B] if timed else None)

@@ -2,17 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recsys.batch import Batch
 from recsys.errors import InputError
-from recsys.layers.block import Stack
-from recsys.layers.dropout import Dropout
 from recsys.layers.hstu import HSTUBlock
-from recsys.layers.item_encoder import ItemTable
 from recsys.layers.mixer import State
-from recsys.layers.window import Window
+from recsys.layers.windowed import WindowedEncoder
 from recsys.models.base import SequenceModel
 
 
@@ -56,51 +52,33 @@ class HSTURec(SequenceModel):
     def __init__(self, config: Config, num_items: int):
         super().__init__()
         self.max_len = config.max_len
-        self.items = ItemTable(num_items, config.dim)
-        self.positions = nn.Embedding(config.max_len, config.dim)
-        self.blocks = Stack(
-            HSTUBlock(config.dim, config.num_heads, config.dropout, config.max_len)
-            for _ in range(config.num_layers)
+        dim, max_len, dropout = config.dim, config.max_len, config.dropout
+        blocks = (
+            HSTUBlock(dim, config.num_heads, dropout, max_len) for _ in range(config.num_layers)
         )
-        self.norm = nn.LayerNorm(config.dim)
-        self.dropout = Dropout(config.dropout)
-        nn.init.normal_(self.positions.weight, std=0.1)
+        self.encoder = WindowedEncoder(num_items, dim, max_len, dropout, blocks)
 
     def encode(self, batch: Batch) -> Tensor:
         """[B, T, D] a vector for each position, from the items up to and including it."""
-        steps_T = torch.arange(batch.items_BT.shape[1], device=batch.items_BT.device)
-        x_BTD = self.dropout(self.items(batch.items_BT) + self.positions(steps_T))
-        return self.norm(self.blocks(x_BTD, batch.timestamps_BT))
+        return self.encoder(batch.items_BT, batch.timestamps_BT)
 
     def item_vectors(self) -> Tensor:
         """[V+1, D] the item table."""
-        return self.items.weight
+        return self.encoder.items.weight
 
     def init_state(self, batch_size: int) -> State:
-        """The last max_len items, with times, keys and values while no item has been lost:
+        """The last max_len items, with times, their keys and values while no item has been lost:
         max_len (16 + num_layers (8 dim + 8)) bytes a history."""
-        window = Window.empty(batch_size, self.max_len, self.items.weight.device)
-        return window, self.blocks.init_state(batch_size)
+        return self.encoder.init_state(batch_size)
 
     def step(
         self, items_B: Tensor, state: State, times_B: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """(query [B, D] of the history with items_B int64 [B] behind it, the new state).
 
-        Costs one position up to max_len items. Beyond them every item changes its position with
-        each event, and the last max_len are encoded anew.
+        Costs one position up to max_len items, and an encoding of max_len items beyond them.
         """
-        window, blocks = Window(*state[0]), state[1]
-        place_B = window.count_B.clamp_max(self.max_len - 1)
-        window = window.push(items_B, times_B)
-        x_BD = self.dropout(self.items(items_B) + self.positions(place_B))
-        x_BD, blocks = self.blocks.step(x_BD, blocks, times_B)
-        query_BD = self.norm(x_BD)
-        moved_B = window.overfull_B
-        if moved_B.any():
-            last = window.batch(moved_B, times_B is not None)
-            query_BD = query_BD.index_put((moved_B,), self.query(last))
-        return query_BD, (window, blocks)
+        return self.encoder.step(items_B, state, times_B)
 
 
 MODEL = HSTURec

@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from recsys.batch import PAD, Batch
+from recsys.batch import Batch
 from recsys.errors import InputError
 from recsys.layers.attention import CausalSelfAttention
-from recsys.layers.block import PreNormBlock, Stack
-from recsys.layers.dropout import Dropout
+from recsys.layers.block import PreNormBlock
 from recsys.layers.feedforward import FeedForward
 from recsys.layers.mixer import State
-from recsys.layers.window import Window
+from recsys.layers.windowed import WindowedEncoder
 from recsys.models.base import SequenceModel
 
 
@@ -56,60 +54,39 @@ class SASRec(SequenceModel):
         super().__init__()
         self.max_len = config.max_len
         hidden_dim = config.dim if config.hidden_dim is None else config.hidden_dim
-        self.items = nn.Embedding(num_items + 1, config.dim, padding_idx=PAD)
-        self.positions = nn.Embedding(config.max_len, config.dim)
-        self.blocks = Stack(
+        dim, heads, dropout = config.dim, config.num_heads, config.dropout
+        blocks = (
             PreNormBlock(
-                config.dim,
-                CausalSelfAttention(config.dim, config.num_heads, config.dropout, config.max_len),
-                FeedForward(config.dim, hidden_dim, config.dropout),
-                config.dropout,
+                dim,
+                CausalSelfAttention(dim, heads, dropout, config.max_len),
+                FeedForward(dim, hidden_dim, dropout),
+                dropout,
             )
             for _ in range(config.num_layers)
         )
-        self.norm = nn.LayerNorm(config.dim)
-        self.dropout = Dropout(config.dropout)
-        # Small item vectors: the softmax starts near uniform and the first steps are not wasted on
-        # taking back random preferences. The input is scaled up by sqrt(dim), as in the paper.
-        nn.init.normal_(self.items.weight, std=config.dim**-0.5 * 0.1)
-        nn.init.zeros_(self.items.weight[PAD])
-        nn.init.normal_(self.positions.weight, std=0.1)
+        self.encoder = WindowedEncoder(num_items, dim, config.max_len, dropout, blocks)
 
     def encode(self, batch: Batch) -> Tensor:
         """[B, T, D] a vector for each position, from the items up to and including it."""
-        steps_T = torch.arange(batch.items_BT.shape[1], device=batch.items_BT.device)
-        x_BTD = self.items(batch.items_BT) * self.items.embedding_dim**0.5
-        x_BTD = self.dropout(x_BTD + self.positions(steps_T))
-        return self.norm(self.blocks(x_BTD))
+        return self.encoder(batch.items_BT, batch.timestamps_BT)
 
     def item_vectors(self) -> Tensor:
-        """[V+1, D] the embedding table."""
-        return self.items.weight
+        """[V+1, D] the item table."""
+        return self.encoder.items.weight
 
     def init_state(self, batch_size: int) -> State:
         """The last max_len items, with their keys and values while no item has been lost:
         max_len (16 + 8 num_layers dim) bytes a history."""
-        window = Window.empty(batch_size, self.max_len, self.items.weight.device)
-        return window, self.blocks.init_state(batch_size)
+        return self.encoder.init_state(batch_size)
 
     def step(
         self, items_B: Tensor, state: State, times_B: Tensor | None = None
     ) -> tuple[Tensor, State]:
         """(query [B, D] of the history with items_B int64 [B] behind it, the new state).
 
-        Costs one position up to max_len items. Beyond them every item changes its position with
-        each event, and the last max_len are encoded anew.
+        Costs one position up to max_len items, and an encoding of max_len items beyond them.
         """
-        window, blocks = Window(*state[0]), state[1]
-        place_B = window.count_B.clamp_max(self.max_len - 1)
-        window = window.push(items_B, times_B)
-        x_BD = self.items(items_B) * self.items.embedding_dim**0.5 + self.positions(place_B)
-        x_BD, blocks = self.blocks.step(self.dropout(x_BD), blocks)
-        query_BD = self.norm(x_BD)
-        moved_B = window.overfull_B
-        if moved_B.any():
-            query_BD = query_BD.index_put((moved_B,), self.query(window.batch(moved_B, False)))
-        return query_BD, (window, blocks)
+        return self.encoder.step(items_B, state, times_B)
 
 
 MODEL = SASRec

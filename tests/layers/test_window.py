@@ -34,7 +34,3 @@ def test_histories_of_different_lengths_share_a_window():
     both = pushed(both, ([8, 5], None))
     assert both.items_BW.tolist() == [[7, 8, 0], [3, 4, 5]]
     assert both.overfull_B.tolist() == [False, True]
-    first = both.batch(~both.overfull_B, timed=False)
-    assert (first.items_BT.tolist(), first.lengths_B.tolist()) == ([[7, 8, 0]], [2])
-    assert first.timestamps_BT is None
-    assert both.batch(both.overfull_B, timed=True).lengths_B.tolist() == [3]

@@ -24,7 +24,7 @@ def small(**settings: Any) -> HSTURec:
     """A model that has learned to look at times."""
     torch.manual_seed(0)
     model = HSTURec(HSTURec.Config(**{"dim": 8, "max_len": 5, **settings}), NUM_ITEMS)
-    for block in model.blocks:
+    for block in model.encoder.blocks:
         torch.nn.init.normal_(block.time_bias)
     return model
 
@@ -87,17 +87,11 @@ def test_each_block_learns_from_the_times_of_a_log_that_has_them():
     loss.backward()
     gaps = {395, 390, 400, 10, 5, 405, 83}
     buckets = sorted({0, *(int(math.log(gap) / 0.301) for gap in gaps)})
-    for block in model.blocks:
+    for block in model.encoder.blocks:
         assert block.time_bias.grad.nonzero().flatten().tolist() == buckets
 
 
 @torch.no_grad()
-def test_positions_weigh_as_much_as_items_before_training():
-    model = small(dim=64)
-    item_std = model.items(torch.arange(1, NUM_ITEMS + 1)).std().item()
-    assert model.positions.weight.std().item() == pytest.approx(item_std, rel=0.2)
-
-
 def test_the_first_loss_is_that_of_guessing():
     loss, _ = next_item(Softmax(), COUNTS)(small().eval(), batch(None))
     assert loss.item() == pytest.approx(math.log(NUM_ITEMS), rel=0.1)

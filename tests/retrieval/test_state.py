@@ -31,7 +31,7 @@ def test_a_fingerprint_is_that_of_the_weights_and_the_class():
     other.load_state_dict(one.state_dict())
     assert fingerprint(other) != fingerprint(one)
     with torch.no_grad():
-        one.norm.bias[0] += 1
+        one.encoder.norm.bias[0] += 1
     assert fingerprint(one) != fingerprint(model())
 
 

@@ -1,0 +1,126 @@
+"""Hybrids: blocks that mix over time in different ways, some recurrent, some attention."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from recsys.batch import Batch
+from recsys.errors import InputError, nearest
+from recsys.layers.aaren import Aaren
+from recsys.layers.attention import CausalSelfAttention
+from recsys.layers.block import PreNormBlock
+from recsys.layers.diagonal_rnn import diagonal_gru
+from recsys.layers.feedforward import FeedForward
+from recsys.layers.lru import LRU
+from recsys.layers.lssl import EventSSM
+from recsys.layers.mingru import MinGRU, MinimalRNN
+from recsys.layers.mixer import Mixer, State
+from recsys.layers.ssm import Mamba, Mamba2
+from recsys.layers.windowed import WindowedEncoder
+from recsys.models.base import SequenceModel
+
+
+class HybridRec(SequenceModel):
+    """Pre-norm blocks, one for each name in model.mixers, over items at learned positions.
+
+    A recurrent block carries what came before as a whole, an attention block looks single events
+    up; language models of both (Griffin, Samba) need fewer layers of attention than without.
+    """
+
+    paper = (
+        "De et al., Griffin: Mixing Gated Linear Recurrences with Local Attention, 2024;"
+        " Ren et al., Samba, ICLR 2025"
+    )
+    good_at = "finding out which mix a log wants; each mixer here has a model of its own, too"
+    cost = "that of its mixers; state that of its mixers and 16 max_len bytes"
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings named model.* on the command line."""
+
+        dim: int = 64
+        """Width of item vectors and of every layer."""
+        mixers: str = "lru,attention"
+        """One name a block, from the first: attention, lru, mingru, gru (diagonal), lssl, mamba,
+        mamba2, aaren."""
+        num_heads: int = 2
+        """Heads of attention, aaren and mamba2; must divide dim."""
+        state_dim: int = 16
+        """States of a channel in mamba and mamba2."""
+        max_len: int = 50
+        """Longest history in items; older items are not seen."""
+        hidden_dim: int | None = None
+        """Width inside the feed-forward networks; 4 dim where not given."""
+        dropout: float = 0.2
+        """Share of values dropped in embeddings, attention and branches, in [0, 1)."""
+
+        def __post_init__(self) -> None:
+            sizes = (self.dim, self.num_heads, self.state_dim, self.max_len)
+            if min(sizes) < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
+                raise InputError(f"model sizes must be at least 1, got {self}")
+            if self.dim % self.num_heads:
+                raise InputError(
+                    f"model.dim must be a multiple of model.num_heads, got {self.dim} and"
+                    f" {self.num_heads}"
+                )
+            if not 0 <= self.dropout < 1:
+                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+            for name in mixer_names(self):
+                if name not in MIXERS:
+                    raise InputError(
+                        f"model.mixers names {name!r}{nearest(name, MIXERS)} (mixers:"
+                        f" {', '.join(MIXERS)})"
+                    )
+
+    def __init__(self, config: Config, num_items: int):
+        super().__init__()
+        self.max_len = config.max_len
+        hidden_dim = 4 * config.dim if config.hidden_dim is None else config.hidden_dim
+        dim, dropout = config.dim, config.dropout
+        blocks = (
+            PreNormBlock(dim, MIXERS[name](config), FeedForward(dim, hidden_dim, dropout), dropout)
+            for name in mixer_names(config)
+        )
+        self.encoder = WindowedEncoder(num_items, dim, config.max_len, dropout, blocks)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """[B, T, D] a vector for each position, from the items up to and including it."""
+        return self.encoder(batch.items_BT, batch.timestamps_BT)
+
+    def item_vectors(self) -> Tensor:
+        """[V+1, D] the item table."""
+        return self.encoder.items.weight
+
+    def init_state(self, batch_size: int) -> State:
+        """The last max_len items, 16 max_len bytes, and the state of each mixer."""
+        return self.encoder.init_state(batch_size)
+
+    def step(
+        self, items_B: Tensor, state: State, times_B: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """(query [B, D] of the history with items_B int64 [B] behind it, the new state).
+
+        Costs one position up to max_len items, and an encoding of max_len items beyond them.
+        """
+        return self.encoder.step(items_B, state, times_B)
+
+
+def mixer_names(config: HybridRec.Config) -> list[str]:
+    """The mixers of the blocks, from the first."""
+    return [name.strip() for name in config.mixers.split(",")]
+
+
+MIXERS: dict[str, Callable[[HybridRec.Config], Mixer]] = {
+    "attention": lambda c: CausalSelfAttention(c.dim, c.num_heads, c.dropout, c.max_len),
+    "lru": lambda c: LRU(c.dim, c.dim, 0.8, 0.99),
+    "mingru": lambda c: MinimalRNN(c.dim, MinGRU(c.dim, c.dim)),
+    "gru": lambda c: diagonal_gru(c.dim, c.dim, c.max_len),
+    "lssl": lambda c: EventSSM(c.dim, c.dim, 0.01, 1.0),
+    "mamba": lambda c: Mamba(c.dim, c.state_dim, expand=1, conv_width=4),
+    "mamba2": lambda c: Mamba2(c.dim, c.state_dim, c.num_heads, expand=1, conv_width=4),
+    "aaren": lambda c: Aaren(c.dim, c.num_heads),
+}
+"""What mixes over time, by its name in model.mixers."""
+
+MODEL = HybridRec
