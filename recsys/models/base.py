@@ -1,5 +1,6 @@
 """What a recommender is to the rest of the toolkit."""
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -119,6 +120,24 @@ class CountingModel(Recommender):
         """Count. items int64 [interactions], offsets int64 [U+1], ages float64 [interactions] days
         before the newest interaction (zeros for a log without times)."""
         raise NotImplementedError(f"{type(self).__name__} does not define fit")
+
+
+def check_sizes(config: Any) -> None:
+    """InputError unless each whole number of a Config is at least 1 and each dropout in [0, 1)."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if type(value) is int and value < 1:
+            raise InputError(f"model.{field.name} must be at least 1, got {value}")
+        if field.name.endswith("dropout") and not 0 <= value < 1:
+            raise InputError(f"model.{field.name} must lie in [0, 1), got {value}")
+
+
+def check_heads(dim: int, num_heads: int) -> None:
+    """InputError unless heads of one width fill `dim`."""
+    if dim % num_heads:
+        raise InputError(
+            f"model.dim must be a multiple of model.num_heads, got {dim} and {num_heads}"
+        )
 
 
 def asks_at_every_position(kind: type[Recommender]) -> bool:

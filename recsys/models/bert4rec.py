@@ -13,7 +13,7 @@ from recsys.layers.dropout import Dropout
 from recsys.layers.encoder import EncoderBlock
 from recsys.layers.feedforward import GELUFeedForward
 from recsys.layers.item_encoder import ItemTable
-from recsys.models.base import Pairs, SequenceModel
+from recsys.models.base import Pairs, SequenceModel, check_heads, check_sizes
 
 
 def draw_places(
@@ -75,16 +75,8 @@ class BERT4Rec(SequenceModel):
         """Share of the histories in which the last item alone is hidden, in [0, 1]."""
 
         def __post_init__(self) -> None:
-            sizes = (self.dim, self.num_layers, self.num_heads, self.max_len)
-            if min(sizes) < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
-                raise InputError(f"model sizes must be at least 1, got {self}")
-            if self.dim % self.num_heads:
-                raise InputError(
-                    f"model.dim must be a multiple of model.num_heads, got {self.dim} and"
-                    f" {self.num_heads}"
-                )
-            if not 0 <= self.dropout < 1:
-                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+            check_sizes(self)
+            check_heads(self.dim, self.num_heads)
             if not 0 < self.mask_rate < 1:
                 raise InputError(f"model.mask_rate must lie in (0, 1), got {self.mask_rate}")
             if not 0 <= self.last_rate <= 1:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from recsys.batch import Batch
-from recsys.errors import InputError
 from recsys.layers.attention import CausalSelfAttention
 from recsys.layers.feedforward import SwiGLU
 from recsys.layers.ligr import LiGRBlock
 from recsys.layers.mixer import State
 from recsys.layers.windowed import WindowedEncoder
-from recsys.models.base import SequenceModel
+from recsys.models.base import SequenceModel, check_heads, check_sizes
 
 
 class ESASRec(SequenceModel):
@@ -42,16 +41,8 @@ class ESASRec(SequenceModel):
         """Share of values dropped in embeddings, attention and branches, in [0, 1)."""
 
         def __post_init__(self) -> None:
-            sizes = (self.dim, self.num_layers, self.num_heads, self.max_len)
-            if min(sizes) < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
-                raise InputError(f"model sizes must be at least 1, got {self}")
-            if self.dim % self.num_heads:
-                raise InputError(
-                    f"model.dim must be a multiple of model.num_heads, got {self.dim} and"
-                    f" {self.num_heads}"
-                )
-            if not 0 <= self.dropout < 1:
-                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+            check_sizes(self)
+            check_heads(self.dim, self.num_heads)
 
     def __init__(self, config: Config, num_items: int):
         super().__init__()

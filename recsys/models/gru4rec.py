@@ -7,13 +7,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from recsys.batch import Batch
-from recsys.errors import InputError
 from recsys.layers.block import Stack
 from recsys.layers.dropout import Dropout
 from recsys.layers.item_encoder import ItemTable
 from recsys.layers.mixer import State
 from recsys.layers.recurrence import GRULayer, LSTMLayer
-from recsys.models.base import SequenceModel
+from recsys.models.base import SequenceModel, check_sizes
 
 LAYERS = {"gru": GRULayer, "lstm": LSTMLayer}
 
@@ -51,13 +50,7 @@ class GRU4Rec(SequenceModel):
         """Share of values dropped behind each layer, in [0, 1)."""
 
         def __post_init__(self) -> None:
-            sizes = (self.dim, self.num_layers, self.max_len)
-            if min(sizes) < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
-                raise InputError(f"model sizes must be at least 1, got {self}")
-            shares = {"dropout": self.dropout, "hidden_dropout": self.hidden_dropout}
-            for name, share in shares.items():
-                if not 0 <= share < 1:
-                    raise InputError(f"model.{name} must lie in [0, 1), got {share}")
+            check_sizes(self)
 
     def __init__(self, config: Config, num_items: int):
         super().__init__()

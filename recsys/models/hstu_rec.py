@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from recsys.batch import Batch
-from recsys.errors import InputError
 from recsys.layers.hstu import HSTUBlock
 from recsys.layers.mixer import State
 from recsys.layers.windowed import WindowedEncoder
-from recsys.models.base import SequenceModel
+from recsys.models.base import SequenceModel, check_heads, check_sizes
 
 
 class HSTURec(SequenceModel):
@@ -39,15 +38,8 @@ class HSTURec(SequenceModel):
         """Share of values dropped in embeddings and in the units, in [0, 1)."""
 
         def __post_init__(self) -> None:
-            if min(self.dim, self.num_layers, self.num_heads, self.max_len) < 1:
-                raise InputError(f"model sizes must be at least 1, got {self}")
-            if self.dim % self.num_heads:
-                raise InputError(
-                    f"model.dim must be a multiple of model.num_heads, got {self.dim} and"
-                    f" {self.num_heads}"
-                )
-            if not 0 <= self.dropout < 1:
-                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+            check_sizes(self)
+            check_heads(self.dim, self.num_heads)
 
     def __init__(self, config: Config, num_items: int):
         super().__init__()

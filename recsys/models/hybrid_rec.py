@@ -18,7 +18,7 @@ from recsys.layers.mingru import MinGRU, MinimalRNN
 from recsys.layers.mixer import Mixer, State
 from recsys.layers.ssm import Mamba, Mamba2
 from recsys.layers.windowed import WindowedEncoder
-from recsys.models.base import SequenceModel
+from recsys.models.base import SequenceModel, check_heads, check_sizes
 
 
 class HybridRec(SequenceModel):
@@ -56,16 +56,8 @@ class HybridRec(SequenceModel):
         """Share of values dropped in embeddings, attention and branches, in [0, 1)."""
 
         def __post_init__(self) -> None:
-            sizes = (self.dim, self.num_heads, self.state_dim, self.max_len)
-            if min(sizes) < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
-                raise InputError(f"model sizes must be at least 1, got {self}")
-            if self.dim % self.num_heads:
-                raise InputError(
-                    f"model.dim must be a multiple of model.num_heads, got {self.dim} and"
-                    f" {self.num_heads}"
-                )
-            if not 0 <= self.dropout < 1:
-                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+            check_sizes(self)
+            check_heads(self.dim, self.num_heads)
             for name in mixer_names(self):
                 if name not in MIXERS:
                     raise InputError(

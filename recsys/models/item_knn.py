@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recsys.batch import Batch
 from recsys.errors import InputError
-from recsys.models.base import CountingModel, Scorer
+from recsys.models.base import CountingModel, Scorer, check_sizes
 
 
 class ItemKNN(CountingModel):
@@ -36,8 +36,7 @@ class ItemKNN(CountingModel):
         """What a pair or a history item loses with each place of distance, in (0, 1]."""
 
         def __post_init__(self) -> None:
-            if self.num_neighbours < 1 or self.window < 1:
-                raise InputError(f"model sizes must be at least 1, got {self}")
+            check_sizes(self)
             if not 0 < self.decay <= 1:
                 raise InputError(f"model.decay must lie in (0, 1], got {self.decay}")
 

@@ -12,7 +12,7 @@ from recsys.layers.feedforward import GELUFeedForward
 from recsys.layers.item_encoder import ItemTable
 from recsys.layers.lru import LRU
 from recsys.layers.mixer import State
-from recsys.models.base import SequenceModel
+from recsys.models.base import SequenceModel, check_sizes
 
 
 class LRURec(SequenceModel):
@@ -47,12 +47,7 @@ class LRURec(SequenceModel):
         """Largest modulus of a decay at first, in [min_radius, 1)."""
 
         def __post_init__(self) -> None:
-            given = (self.state_dim, self.hidden_dim)
-            sizes = (self.dim, self.num_layers, self.max_len, *(x for x in given if x is not None))
-            if min(sizes) < 1:
-                raise InputError(f"model sizes must be at least 1, got {self}")
-            if not 0 <= self.dropout < 1:
-                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+            check_sizes(self)
             if not 0 <= self.min_radius <= self.max_radius < 1:
                 raise InputError(
                     "model.min_radius and model.max_radius must rise within [0, 1), got"

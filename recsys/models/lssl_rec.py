@@ -13,7 +13,7 @@ from recsys.layers.feedforward import FeedForward
 from recsys.layers.item_encoder import ItemTable
 from recsys.layers.lssl import EventSSM, GapSSM
 from recsys.layers.mixer import State
-from recsys.models.base import SequenceModel
+from recsys.models.base import SequenceModel, check_sizes
 
 LAYERS = {"events": EventSSM, "gaps": GapSSM}
 
@@ -56,10 +56,7 @@ class LSSLRec(SequenceModel):
         """Share of values dropped in embeddings and branches, in [0, 1)."""
 
         def __post_init__(self) -> None:
-            given = (self.state_dim, self.hidden_dim)
-            sizes = (self.dim, self.num_layers, self.max_len, *(x for x in given if x is not None))
-            if min(sizes) < 1:
-                raise InputError(f"model sizes must be at least 1, got {self}")
+            check_sizes(self)
             if self.time not in LAYERS:
                 raise InputError(f"model.time must be one of events, gaps, got {self.time!r}")
             if not 0 < self.min_dt <= self.max_dt:
@@ -67,8 +64,6 @@ class LSSLRec(SequenceModel):
                     "model.min_dt and model.max_dt must rise above 0, got"
                     f" {self.min_dt} and {self.max_dt}"
                 )
-            if not 0 <= self.dropout < 1:
-                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
 
     def __init__(self, config: Config, num_items: int):
         super().__init__()

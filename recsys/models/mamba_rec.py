@@ -13,7 +13,7 @@ from recsys.layers.feedforward import GELUFeedForward
 from recsys.layers.item_encoder import ItemTable
 from recsys.layers.mixer import Mixer, State
 from recsys.layers.ssm import Mamba, Mamba2
-from recsys.models.base import SequenceModel
+from recsys.models.base import SequenceModel, check_sizes
 
 MixerName = Literal["mamba", "mamba2"]
 
@@ -65,10 +65,7 @@ class MambaRec(SequenceModel):
         """Share of values dropped in embeddings and branches, in [0, 1)."""
 
         def __post_init__(self) -> None:
-            sizes = [self.dim, self.num_layers, self.state_dim, self.expand, self.conv_width]
-            sizes += [self.num_heads, self.max_len]
-            if min(sizes) < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
-                raise InputError(f"model sizes must be at least 1, got {self}")
+            check_sizes(self)
             if self.mixer not in get_args(MixerName):
                 raise InputError(f"model.mixer must be mamba or mamba2, got {self.mixer!r}")
             if self.mixer == "mamba2" and self.expand * self.dim % self.num_heads:
@@ -76,8 +73,6 @@ class MambaRec(SequenceModel):
                     f"model.expand times model.dim must be a multiple of model.num_heads, got"
                     f" {self.expand} times {self.dim} and {self.num_heads}"
                 )
-            if not 0 <= self.dropout < 1:
-                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
 
     def __init__(self, config: Config, num_items: int):
         super().__init__()

@@ -13,7 +13,7 @@ from recsys.layers.feedforward import FeedForward
 from recsys.layers.item_encoder import ItemTable
 from recsys.layers.mingru import MinGRU, MinimalRNN, MinLSTM
 from recsys.layers.mixer import State
-from recsys.models.base import SequenceModel
+from recsys.models.base import SequenceModel, check_sizes
 
 CELLS: dict[str, type[MinGRU] | type[MinLSTM]] = {"gru": MinGRU, "lstm": MinLSTM}
 
@@ -47,13 +47,9 @@ class MinGRURec(SequenceModel):
         """Share of values dropped in embeddings and branches, in [0, 1)."""
 
         def __post_init__(self) -> None:
-            sizes = (self.dim, self.num_layers, self.expansion, self.max_len)
-            if min(sizes) < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
-                raise InputError(f"model sizes must be at least 1, got {self}")
+            check_sizes(self)
             if self.cell not in CELLS:
                 raise InputError(f"model.cell must be one of gru, lstm, got {self.cell!r}")
-            if not 0 <= self.dropout < 1:
-                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
 
     def __init__(self, config: Config, num_items: int):
         super().__init__()

@@ -6,14 +6,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from recsys.batch import Batch
-from recsys.errors import InputError
 from recsys.layers.block import PreNormBlock, Stack
 from recsys.layers.diagonal_rnn import diagonal_gru, diagonal_lstm
 from recsys.layers.dropout import Dropout
 from recsys.layers.feedforward import FeedForward
 from recsys.layers.item_encoder import ItemTable
 from recsys.layers.mixer import State
-from recsys.models.base import SequenceModel
+from recsys.models.base import SequenceModel, check_sizes
 
 MIXERS = {"gru": diagonal_gru, "lstm": diagonal_lstm}
 
@@ -46,11 +45,7 @@ class ParaRNNRec(SequenceModel):
         """Share of values dropped in item vectors and branches, in [0, 1)."""
 
         def __post_init__(self) -> None:
-            sizes = (self.dim, self.num_layers, self.max_len, self.state_dim, self.hidden_dim)
-            if any(size is not None and size < 1 for size in sizes):
-                raise InputError(f"model sizes must be at least 1, got {self}")
-            if not 0 <= self.dropout < 1:
-                raise InputError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+            check_sizes(self)
 
     def __init__(self, config: Config, num_items: int):
         super().__init__()
