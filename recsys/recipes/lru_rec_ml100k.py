@@ -1,6 +1,7 @@
 """LRURec for MovieLens-100K (943 users, 1,682 films, no filter).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.2057, NDCG@10 0.1089 after 34 epochs; with
+--refit 0.2110 and 0.1110.
 """
 
 from recsys.models.lru_rec import LRURec

@@ -1,6 +1,7 @@
 """LSSLRec for MovieLens-100K (943 users, 1,682 films, no filter).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.2015, NDCG@10 0.1052 after 26 epochs; with
+--refit 0.1972 and 0.1000.
 """
 
 from recsys.models.lssl_rec import LSSLRec

