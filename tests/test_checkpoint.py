@@ -219,7 +219,7 @@ def test_weights_of_another_catalogue_are_refused(tmp_path: Path):
     other = build_model("sasrec", {"dim": 8, "max_len": 4}, 5)
     write_tensors(tmp_path / WEIGHTS, other.state_dict())
     with pytest.raises(
-        InputError, match=r"another catalogue: 'items.weight' is \(6, 8\).*\(4, 8\)"
+        InputError, match=r"another catalogue: 'encoder.items.weight' is \(6, 8\).*\(4, 8\)"
     ):
         load_model(tmp_path)
 

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_commands(text: str) -> None:
-    """Lines of `recsys …` one after the other in this process; a block of anything else by sh."""
+    """Each line of `recsys …` in this process, which is quick; those of anything else by sh."""
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
-    if not all(line.startswith("recsys ") for line in lines):
-        subprocess.run(["sh", "-e", "-c", text], check=True, capture_output=True)
-        return
-    for line in lines:
-        with pytest.raises(SystemExit) as left:
-            main(shlex.split(line, comments=True)[1:])
-        assert not left.value.code, line
+    for ours, some in groupby(lines, lambda line: line.startswith("recsys ")):
+        if not ours:
+            subprocess.run(["sh", "-e", "-c", "\n".join(some)], check=True, capture_output=True)
+            continue
+        for line in some:
+            with pytest.raises(SystemExit) as left:
+                main(shlex.split(line, comments=True)[1:])
+            assert not left.value.code, line
 
 
 @pytest.mark.parametrize(

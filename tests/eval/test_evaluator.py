@@ -41,7 +41,7 @@ def fitted(name: str, dataset: SequenceDataset) -> Recommender:
         items = torch.from_numpy(dataset.items.astype(np.int64))
         model.fit(items, torch.from_numpy(dataset.offsets), torch.zeros(len(items)))
     else:
-        torch.nn.init.normal_(model.items.weight)
+        torch.nn.init.normal_(model.encoder.items.weight)
     return model.eval()
 
 
