@@ -51,14 +51,15 @@ class NegativeSampler:
 
     def draw(self, target_N: Tensor, generator: torch.Generator) -> Negatives:
         """Negatives for pairs with these targets; drawn on the CPU, returned beside the targets."""
-        log_draws_V = self._log_draws(len(target_N)).to(target_N.device)
         if self.kind == "in_batch":
             items = target_N
         elif self.kind == "in_batch_and_popularity":
             items = torch.cat([target_N, self._drawn(target_N, generator)])
         else:
             items = self._drawn(target_N, generator)
-        return Negatives(items, log_draws_V[items], log_draws_V[target_N])
+        num_pairs = len(target_N)
+        log_q, target_log_q_N = (self._log_draws(x, num_pairs) for x in (items, target_N))
+        return Negatives(items, log_q, target_log_q_N)
 
     def _drawn(self, target_N: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(target_N), self.num_negatives) if self.per_pair else (self.num_negatives,)
@@ -71,15 +72,17 @@ class NegativeSampler:
             items = items.clamp(1, num_items)
         return items.to(target_N.device)
 
-    def _log_draws(self, num_pairs: int) -> Tensor:
-        """[V+1] log of how often an item is expected among the negatives of so many pairs."""
-        batch_V = self._log_target_V + math.log(num_pairs)
+    def _log_draws(self, items: Tensor, num_pairs: int) -> Tensor:
+        """Log of how often each of `items` is expected among the negatives of so many pairs."""
+        if self.kind not in ("in_batch", "in_batch_and_popularity"):
+            return self._log_of_drawn(items)
+        in_batch = self._log_target_V.to(items.device)[items] + math.log(num_pairs)
         if self.kind == "in_batch":
-            return batch_V
-        drawn_V = self._log_q_V + math.log(self.num_negatives)
-        if self.kind == "in_batch_and_popularity":
-            return torch.logaddexp(batch_V, drawn_V)
-        return drawn_V
+            return in_batch
+        return torch.logaddexp(in_batch, self._log_of_drawn(items))
+
+    def _log_of_drawn(self, items: Tensor) -> Tensor:
+        return self._log_q_V.to(items.device)[items] + math.log(self.num_negatives)
 
 
 def _shares(weights_V: Tensor) -> Tensor:

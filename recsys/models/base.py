@@ -142,7 +142,7 @@ def check_heads(dim: int, num_heads: int) -> None:
 
 def asks_at_every_position(kind: type[Recommender]) -> bool:
     """Whether a model trains as causal ones do: each position asks for the item behind it."""
-    return getattr(kind, "training_pairs", None) is SequenceModel.training_pairs
+    return issubclass(kind, SequenceModel) and kind.training_pairs is SequenceModel.training_pairs
 
 
 def model_names() -> list[str]:

@@ -164,11 +164,9 @@ class GBCE:
 
 
 @dataclass(frozen=True)
-class BPRMax:
-    """The target against the highest of its negatives, whose scores are kept small."""
+class _AgainstTheHighest:
+    """Settings of the losses of Hidasi & Karatzoglou, in which high negatives count most."""
 
-    name: ClassVar[str] = "bpr_max"
-    paper: ClassVar[str] = "Hidasi & Karatzoglou, RNNs with Top-k Gains, CIKM 2018, BPR-max"
     num_negatives: int = 256
     """Negatives drawn each step (or for each pair); not used by in_batch."""
     negatives: NegativeKind = "popularity"
@@ -178,11 +176,22 @@ class BPRMax:
     """Power of the counts in popularity, in [0, 1]: 1 is popularity, 0 is uniform."""
     per_pair: bool = False
     """Draw separate negatives for each pair instead of one set for the batch."""
+
+    def __post_init__(self) -> None:
+        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
+
+
+@dataclass(frozen=True)
+class BPRMax(_AgainstTheHighest):
+    """The target against the highest of its negatives, whose scores are kept small."""
+
+    name: ClassVar[str] = "bpr_max"
+    paper: ClassVar[str] = "Hidasi & Karatzoglou, RNNs with Top-k Gains, CIKM 2018, BPR-max"
     reg: float = 1.0
     """Weight of the squared scores of the negatives, at least 0."""
 
     def __post_init__(self) -> None:
-        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
+        super().__post_init__()
         if not self.reg >= 0:
             raise InputError(f"loss.reg must be at least 0, got {self.reg}")
 
@@ -203,23 +212,11 @@ class BPRMax:
 
 
 @dataclass(frozen=True)
-class TOP1Max:
+class TOP1Max(_AgainstTheHighest):
     """The target against the highest of its negatives, in a loss between 1/2 and 2."""
 
     name: ClassVar[str] = "top1_max"
     paper: ClassVar[str] = "Hidasi & Karatzoglou, RNNs with Top-k Gains, CIKM 2018, TOP1-max"
-    num_negatives: int = 256
-    """Negatives drawn each step (or for each pair); not used by in_batch."""
-    negatives: NegativeKind = "popularity"
-    """Where negatives come from: uniform, popularity, in_batch (the other pairs' targets), or
-    in_batch_and_popularity (those, and num_negatives drawn)."""
-    alpha: float = 1.0
-    """Power of the counts in popularity, in [0, 1]: 1 is popularity, 0 is uniform."""
-    per_pair: bool = False
-    """Draw separate negatives for each pair instead of one set for the batch."""
-
-    def __post_init__(self) -> None:
-        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
 
     def __call__(
         self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None
