@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recsys.recipes import recipe_names
+
 RESULTS = Path(__file__).with_name("results") / "quality"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 DATA = {
@@ -62,13 +64,22 @@ def page() -> str:
     results = read_results()
     parts = [HEAD]
     for data, title in DATA.items():
-        rows = {name: r for name, r in results.items() if name.rpartition("_")[2] == data}
+        names = [name for name in recipe_names() if name.rpartition("_")[2] == data]
+        rows = {name: results[name] for name in names if name in results}
+        parts.append(f"## {title}\n")
         if rows:
-            parts.append(_section(data, title, rows))
+            parts.append(_measured(data, rows))
+        parts += _not_run([name for name in names if name not in results])
     return "\n".join(parts)
 
 
-def _section(data: str, title: str, rows: dict[str, dict[str, Any]]) -> str:
+def _not_run(names: list[str]) -> list[str]:
+    """Recipes that no number is known of yet."""
+    commands = [f"- `python benchmarks/quality.py {name}`" for name in names]
+    return ["Not run yet:\n", *commands, ""] if commands else []
+
+
+def _measured(data: str, rows: dict[str, dict[str, Any]]) -> str:
     about = next(iter(rows.values()))
     one, other = ("hr@20", "mrr@20") if data in SESSIONS else ("hr@10", "ndcg@10")
     named = "Recall@20 / MRR@20" if data in SESSIONS else "HR@10 / NDCG@10"
@@ -76,8 +87,6 @@ def _section(data: str, title: str, rows: dict[str, dict[str, Any]]) -> str:
     seen = "masked" if about["protocol"]["seen"] == "mask" else "kept"
     split = str(about["split"]["kind"]).replace("_", " ")
     lines = [
-        f"## {title}",
-        "",
         f"Fingerprint {facts['fingerprint'][:12]}: {facts['users']:,} sequences,"
         f" {facts['items']:,} items, {facts['interactions']:,} interactions. Split: {split};"
         f" {about['targets']:,} targets; seen items {seen}.",
