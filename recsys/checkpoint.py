@@ -27,7 +27,7 @@ from torch import Tensor
 from recsys.config import from_dict
 from recsys.data.vocab import Vocab
 from recsys.errors import InputError, WorkError
-from recsys.models.base import Recommender, model_class
+from recsys.models.base import Recommender, model_class, new_model
 
 CONFIG, WEIGHTS, ITEMS = "config.json", "model.safetensors", "items.parquet"
 HISTORY, METRICS, STATE = "history.jsonl", "metrics.json", "state/trainer.safetensors"
@@ -170,36 +170,68 @@ def read_items(run: Path) -> pa.Table:
     return table
 
 
-def build_model(name: str, settings: dict[str, Any], num_items: int) -> Recommender:
-    """A new model from its name and the settings named model.*."""
-    kind = model_class(name)
-    return kind(from_dict(kind.Config, settings, "model"), num_items)
+def build_model(
+    name: str, settings: dict[str, Any], num_items: int, features_VF: Tensor | None = None
+) -> Recommender:
+    """A new model from its name and the settings named model.*; features as for `new_model`."""
+    config = from_dict(model_class(name).Config, settings, "model")
+    return new_model(name, config, num_items, features_VF)
 
 
-def load_model(run: Path, device: torch.device | str = "cpu") -> Recommender:
-    """The trained model of a run folder, in evaluation mode."""
+def load_model(
+    run: Path, device: torch.device | str = "cpu", *, features_VF: Tensor | None = None
+) -> Recommender:
+    """The trained model of a run folder, in evaluation mode.
+
+    features_VF [V+1, F], row 0 for padding, puts another catalogue in the place of the run's own:
+    InputError unless the model knows items by their vectors alone.
+    """
     config = read_config(run, MODEL_FACTS)
     settings = dict(config["model"])
     name = settings.pop("name")
     tensors, _ = read_tensors(run / WEIGHTS)
+    num_items = config["dataset"]["items"]
+    # Fixed vectors lie among the weights: a run folder needs neither the texts nor their encoder.
+    fixed = [key for key, x in tensors.items() if _is_features(key) and x.dim() == 2]
+    if features_VF is not None:
+        if settings.get("item_encoder") != "text":
+            raise InputError(
+                f"{run} knows items by learned vectors of their own, which another catalogue has"
+                " not: only runs with model.item_encoder=text go over to other data"
+            )
+        tensors.update(dict.fromkeys(fixed, features_VF))
+        num_items = len(features_VF) - 1
     try:
-        model = build_model(name, settings, config["dataset"]["items"])
+        model = build_model(name, settings, num_items, tensors[fixed[0]] if fixed else None)
     except InputError as error:
         raise InputError(f"{run / CONFIG} is damaged: {error}") from None
-    expected = model.state_dict()
+    _check_fit(run, name, tensors, model.state_dict(), num_items)
+    model.load_state_dict(tensors)
+    return model.to(device).eval()
+
+
+def _is_features(key: str) -> bool:
+    return key.rpartition(".")[2] == "features"
+
+
+def _check_fit(
+    run: Path, name: str, tensors: dict[str, Tensor], expected: dict[str, Tensor], num_items: int
+) -> None:
+    """InputError unless the tensors are those of the model that config.json describes."""
     if set(tensors) != set(expected):
         wrong = sorted(set(tensors) ^ set(expected))[0]
         raise InputError(
             f"{run / WEIGHTS} does not belong to model {name}: tensor {wrong!r} does not match"
         )
     for key, tensor in tensors.items():
-        if tensor.shape != expected[key].shape:
+        shape = tuple(expected[key].shape)
+        if _is_features(key):
+            shape = (num_items + 1, *shape[1:])
+        if tensor.shape != shape:
             raise InputError(
                 f"{run / WEIGHTS} belongs to other settings or another catalogue: {key!r} is"
-                f" {tuple(tensor.shape)}, config.json says {tuple(expected[key].shape)}"
+                f" {tuple(tensor.shape)}, config.json says {shape}"
             )
-    model.load_state_dict(tensors)
-    return model.to(device).eval()
 
 
 def load_vocab(run: Path) -> Vocab:

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from recsys.batch import PAD
 from recsys.layers.block import Stack
 from recsys.layers.dropout import Dropout
+from recsys.layers.item_encoder import ItemEncoder, ItemTable
 from recsys.layers.mixer import Mixer, State
 from recsys.layers.window import Window
 
@@ -15,9 +15,8 @@ from recsys.layers.window import Window
 class WindowedEncoder(nn.Module):
     """Item vectors and positions, through `blocks` and a norm; as a whole, or event by event.
 
-    `items` is the table of item vectors, [V+1, D]. Its values are small: the softmax starts near
-    uniform and the first steps are not wasted on taking back random preferences. What is read of a
-    history is scaled up by sqrt(D), as in SASRec's paper.
+    `items` gives the vectors of the items, `positions` those of the places, just as long at first
+    as what is read of an item.
     """
 
     def __init__(
@@ -25,14 +24,14 @@ class WindowedEncoder(nn.Module):
     ):
         super().__init__()
         self.max_len = max_len
-        self.items = nn.Embedding(num_items + 1, dim, padding_idx=PAD)
+        table = ItemTable(num_items, dim, draw=False)
+        self.items: ItemEncoder = table
         self.positions = nn.Embedding(max_len, dim)
         self.blocks = Stack(blocks)
         self.norm = nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
         # Drawn behind the blocks: measured recipes depend on the order of the draws.
-        nn.init.normal_(self.items.weight, std=dim**-0.5 * 0.1)
-        nn.init.zeros_(self.items.weight[PAD])
+        table.draw()
         nn.init.normal_(self.positions.weight, std=0.1)
 
     def forward(self, items_BT: Tensor, times_BT: Tensor | None = None) -> Tensor:
@@ -43,7 +42,7 @@ class WindowedEncoder(nn.Module):
 
     def init_state(self, batch_size: int) -> State:
         """The last max_len items, and the blocks' own state while no item has been lost."""
-        window = Window.empty(batch_size, self.max_len, self.items.weight.device)
+        window = Window.empty(batch_size, self.max_len, self.positions.weight.device)
         return window, self.blocks.init_state(batch_size)
 
     def step(
@@ -68,4 +67,4 @@ class WindowedEncoder(nn.Module):
         return x_BD, (window, blocks)
 
     def _embed(self, items: Tensor, places: Tensor) -> Tensor:
-        return self.items(items) * self.items.embedding_dim**0.5 + self.positions(places)
+        return self.items(items) + self.positions(places)

@@ -2,19 +2,14 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from recsys.batch import Batch
 from recsys.layers.aaren import Aaren
-from recsys.layers.block import PreNormBlock, Stack
-from recsys.layers.dropout import Dropout
+from recsys.layers.block import PreNormBlock
 from recsys.layers.feedforward import FeedForward
-from recsys.layers.item_encoder import ItemTable
-from recsys.layers.mixer import State
-from recsys.models.base import SequenceModel, check_heads, check_sizes
+from recsys.layers.recurrent import RecurrentEncoder
+from recsys.models.base import EncodedModel, ItemConfig, check_heads, check_sizes
 
 
-class AarenRec(SequenceModel):
+class AarenRec(EncodedModel):
     """Pre-norm transformer whose attention is Aaren's; recency in place of positions."""
 
     paper = "Feng et al., Attention as an RNN, 2024; slopes of Press et al., ALiBi, ICLR 2022"
@@ -25,7 +20,7 @@ class AarenRec(SequenceModel):
     )
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -49,9 +44,7 @@ class AarenRec(SequenceModel):
         super().__init__()
         self.max_len = config.max_len
         hidden_dim = 4 * config.dim if config.hidden_dim is None else config.hidden_dim
-        self.items = ItemTable(num_items, config.dim)
-        self.dropout = Dropout(config.dropout)
-        self.blocks = Stack(
+        blocks = (
             PreNormBlock(
                 config.dim,
                 Aaren(config.dim, config.num_heads),
@@ -60,29 +53,7 @@ class AarenRec(SequenceModel):
             )
             for _ in range(config.num_layers)
         )
-        self.norm = nn.LayerNorm(config.dim)
-
-    def encode(self, batch: Batch) -> Tensor:
-        """[B, T, D] a vector for each position, from the items up to and including it."""
-        return self.norm(self.blocks(self.dropout(self.items(batch.items_BT))))
-
-    def item_vectors(self) -> Tensor:
-        """[V+1, D] the embedding table."""
-        return self.items.weight
-
-    def init_state(self, batch_size: int) -> State:
-        """Each head's average of the values so far and the logarithm of its weight.
-
-        4 num_layers (dim + num_heads) bytes a history, whatever max_len.
-        """
-        return self.blocks.init_state(batch_size)
-
-    def step(
-        self, items_B: Tensor, state: State, times_B: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """(query [B, D] of the history with items_B int64 [B] behind it, the new state)."""
-        x_BD, state = self.blocks.step(self.dropout(self.items(items_B)), state, times_B)
-        return self.norm(x_BD), state
+        self.encoder = RecurrentEncoder(num_items, config.dim, config.dropout, blocks)
 
 
 MODEL = AarenRec

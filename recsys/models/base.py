@@ -14,6 +14,7 @@ import recsys.models
 from recsys.batch import Batch
 from recsys.config import describe_fields
 from recsys.errors import InputError, nearest
+from recsys.layers.item_encoder import ItemEncoder, ItemEncoderName, know_by_features
 from recsys.layers.mixer import State
 
 Scorer = Callable[[Batch], Tensor]
@@ -82,10 +83,61 @@ class SequenceModel(Recommender):
         rows_B = torch.arange(len(batch.lengths_B), device=batch.lengths_B.device)
         return self.encode(batch)[rows_B, batch.lengths_B - 1]
 
+    def start_epoch(self, epoch: int) -> None:
+        """Before an epoch of training, counted from 0: renew what is kept from one to the next.
+
+        Nothing, for most models. What is renewed belongs to the state dict, so that training goes
+        on in the middle of an epoch where it was stopped.
+        """
+
     def scorer(self) -> Scorer:
         """Scores are query . item; the item vectors are computed once for all batches."""
         item_vectors = self.item_vectors()
         return lambda batch: self.query(batch).float() @ item_vectors.float().T
+
+
+class Encoder(Protocol):
+    """Items read and mixed over time, as a whole or event by event."""
+
+    items: ItemEncoder
+
+    def __call__(self, items_BT: Tensor, times_BT: Tensor | None = None) -> Tensor:
+        """[B, T, D] of int64 items and times [B, T]."""
+        ...
+
+    def init_state(self, batch_size: int) -> State:
+        """Before the first event."""
+        ...
+
+    def step(
+        self, items_B: Tensor, state: State, times_B: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """([B, D] behind the events items_B int64 [B], the new state)."""
+        ...
+
+
+class EncodedModel(SequenceModel):
+    """A causal model that is all `encoder`: `__init__` sets it and max_len, and nothing is left."""
+
+    encoder: Encoder
+
+    def encode(self, batch: Batch) -> Tensor:
+        """[B, T, D] a vector for each position, from the items up to and including it."""
+        return self.encoder(batch.items_BT, batch.timestamps_BT)
+
+    def item_vectors(self) -> Tensor:
+        """[V+1, D] what the encoder knows the items by."""
+        return self.encoder.items.vectors()
+
+    def init_state(self, batch_size: int) -> State:
+        """The state of so many histories before their first event."""
+        return self.encoder.init_state(batch_size)
+
+    def step(
+        self, items_B: Tensor, state: State, times_B: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """(query [B, D] of the history with items_B int64 [B] behind it, the new state)."""
+        return self.encoder.step(items_B, state, times_B)
 
 
 @runtime_checkable
@@ -109,6 +161,20 @@ class Stepwise(Protocol):
         times_B int64 [B] in the unit of the data set, for models that were trained with times.
         """
         ...
+
+
+@dataclass(frozen=True)
+class ItemConfig:
+    """Settings that every sequence model has: what it knows an item by."""
+
+    item_encoder: ItemEncoderName = "id"
+    """id: a learned vector for each item. text: an adaptor over fixed vectors of the items' text,
+    by which new items are known too. id+text: the sum of both."""
+    item_vectors: str = "tfidf"
+    """Where the fixed vectors come from: tfidf (made from the text here), the folder or hub id of a
+    text encoder, or a Parquet file of vectors (of texts, pictures, anything)."""
+    item_experts: int = 1
+    """Adaptors that a gate mixes for each item; 1 is a single one without a gate."""
 
 
 class CountingModel(Recommender):
@@ -157,6 +223,22 @@ def model_class(name: str) -> type[Any]:
         known = ", ".join(model_names())
         raise InputError(f"unknown model {name!r}{nearest(name, model_names())} (models: {known})")
     return importlib.import_module(f"recsys.models.{name}").MODEL
+
+
+def new_model(
+    name: str, config: Any, num_items: int, features_VF: Tensor | None = None
+) -> Recommender:
+    """A model with fresh weights.
+
+    features_VF float32 [V+1, F], row 0 for padding: the fixed vectors of the items, for a model
+    that knows items by more than their numbers. InputError where it needs them and has none.
+    """
+    model = model_class(name)(config, num_items)
+    if isinstance(config, ItemConfig) and config.item_encoder != "id":
+        if features_VF is None:
+            raise InputError(f"model.item_encoder={config.item_encoder} needs vectors of the items")
+        know_by_features(model, config.item_encoder, features_VF, config.item_experts)
+    return model
 
 
 def model_list() -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from recsys.layers.dropout import Dropout
 from recsys.layers.encoder import EncoderBlock
 from recsys.layers.feedforward import GELUFeedForward
 from recsys.layers.item_encoder import ItemTable
-from recsys.models.base import Pairs, SequenceModel, check_heads, check_sizes
+from recsys.models.base import ItemConfig, Pairs, SequenceModel, check_heads, check_sizes
 
 
 def draw_places(
@@ -54,7 +54,7 @@ class BERT4Rec(SequenceModel):
     cost = "layers (12 dim^2 + 2 T dim) products for each item of the history, anew for each event"
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -110,7 +110,7 @@ class BERT4Rec(SequenceModel):
 
     def item_vectors(self) -> Tensor:
         """[V+1, D] the item table."""
-        return self.items.weight
+        return self.items.vectors()
 
     def training_pairs(self, batch: Batch) -> Pairs:
         """Hidden items, each asked for by the query in its place. Histories hold 2 to max_len + 1

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
 from recsys.batch import Batch
 from recsys.layers.block import Stack
 from recsys.layers.dropout import Dropout
-from recsys.layers.item_encoder import ItemTable
+from recsys.layers.item_encoder import ItemEncoder, ItemTable
 from recsys.layers.mixer import State
 from recsys.layers.recurrence import GRULayer, LSTMLayer
-from recsys.models.base import SequenceModel, check_sizes
+from recsys.models.base import ItemConfig, SequenceModel, check_sizes
 
 LAYERS = {"gru": GRULayer, "lstm": LSTMLayer}
 
@@ -29,7 +29,7 @@ class GRU4Rec(SequenceModel):
     cost = "layers 6 hidden_dim^2 products, step after step; state 4 layers hidden_dim bytes"
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -75,9 +75,7 @@ class GRU4Rec(SequenceModel):
 
     def item_vectors(self) -> Tensor:
         """[V+1, D] the table of the scores."""
-        table = self.tables[-1]
-        assert isinstance(table, ItemTable)
-        return table.weight
+        return cast(ItemEncoder, self.tables[-1]).vectors()
 
     def init_state(self, batch_size: int) -> State:
         """The state of each layer: 4 num_layers hidden_dim bytes a history, twice that of an lstm,

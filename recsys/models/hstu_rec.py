@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from recsys.batch import Batch
 from recsys.layers.hstu import HSTUBlock
-from recsys.layers.mixer import State
 from recsys.layers.windowed import WindowedEncoder
-from recsys.models.base import SequenceModel, check_heads, check_sizes
+from recsys.models.base import EncodedModel, ItemConfig, check_heads, check_sizes
 
 
-class HSTURec(SequenceModel):
+class HSTURec(EncodedModel):
     """Stacked HSTU units over items with learned positions; the item table serves both ends.
 
     Time is that between events of the history, of a log with timestamps. The paper's own code also
@@ -23,7 +19,7 @@ class HSTURec(SequenceModel):
     cost = "layers (5 dim^2 + 2 T dim) products; state max_len (16 + layers (8 dim + 8)) bytes"
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -49,28 +45,6 @@ class HSTURec(SequenceModel):
             HSTUBlock(dim, config.num_heads, dropout, max_len) for _ in range(config.num_layers)
         )
         self.encoder = WindowedEncoder(num_items, dim, max_len, dropout, blocks)
-
-    def encode(self, batch: Batch) -> Tensor:
-        """[B, T, D] a vector for each position, from the items up to and including it."""
-        return self.encoder(batch.items_BT, batch.timestamps_BT)
-
-    def item_vectors(self) -> Tensor:
-        """[V+1, D] the item table."""
-        return self.encoder.items.weight
-
-    def init_state(self, batch_size: int) -> State:
-        """The last max_len items, with times, their keys and values while no item has been lost:
-        max_len (16 + num_layers (8 dim + 8)) bytes a history."""
-        return self.encoder.init_state(batch_size)
-
-    def step(
-        self, items_B: Tensor, state: State, times_B: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """(query [B, D] of the history with items_B int64 [B] behind it, the new state).
-
-        Costs one position up to max_len items, and an encoding of max_len items beyond them.
-        """
-        return self.encoder.step(items_B, state, times_B)
 
 
 MODEL = HSTURec

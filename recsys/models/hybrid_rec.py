@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from recsys.batch import Batch
 from recsys.errors import InputError, nearest
 from recsys.layers.aaren import Aaren
 from recsys.layers.attention import CausalSelfAttention
@@ -15,13 +12,13 @@ from recsys.layers.feedforward import FeedForward
 from recsys.layers.lru import LRU
 from recsys.layers.lssl import EventSSM
 from recsys.layers.mingru import MinGRU, MinimalRNN
-from recsys.layers.mixer import Mixer, State
+from recsys.layers.mixer import Mixer
 from recsys.layers.ssm import Mamba, Mamba2
 from recsys.layers.windowed import WindowedEncoder
-from recsys.models.base import SequenceModel, check_heads, check_sizes
+from recsys.models.base import EncodedModel, ItemConfig, check_heads, check_sizes
 
 
-class HybridRec(SequenceModel):
+class HybridRec(EncodedModel):
     """Pre-norm blocks, one for each name in model.mixers, over items at learned positions.
 
     A recurrent block carries what came before as a whole, an attention block looks single events
@@ -36,7 +33,7 @@ class HybridRec(SequenceModel):
     cost = "that of its mixers; state that of its mixers and 16 max_len bytes"
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -75,27 +72,6 @@ class HybridRec(SequenceModel):
             for name in mixer_names(config)
         )
         self.encoder = WindowedEncoder(num_items, dim, config.max_len, dropout, blocks)
-
-    def encode(self, batch: Batch) -> Tensor:
-        """[B, T, D] a vector for each position, from the items up to and including it."""
-        return self.encoder(batch.items_BT, batch.timestamps_BT)
-
-    def item_vectors(self) -> Tensor:
-        """[V+1, D] the item table."""
-        return self.encoder.items.weight
-
-    def init_state(self, batch_size: int) -> State:
-        """The last max_len items, 16 max_len bytes, and the state of each mixer."""
-        return self.encoder.init_state(batch_size)
-
-    def step(
-        self, items_B: Tensor, state: State, times_B: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """(query [B, D] of the history with items_B int64 [B] behind it, the new state).
-
-        Costs one position up to max_len items, and an encoding of max_len items beyond them.
-        """
-        return self.encoder.step(items_B, state, times_B)
 
 
 def mixer_names(config: HybridRec.Config) -> list[str]:

@@ -12,7 +12,7 @@ from recsys.layers.feedforward import GELUFeedForward
 from recsys.layers.item_encoder import ItemTable
 from recsys.layers.lru import LRU
 from recsys.layers.mixer import State
-from recsys.models.base import SequenceModel, check_sizes
+from recsys.models.base import ItemConfig, SequenceModel, check_sizes
 
 
 class LRURec(SequenceModel):
@@ -26,7 +26,7 @@ class LRURec(SequenceModel):
     cost = "layers (8 dim^2 + 4 dim state_dim) products; state 8 layers state_dim bytes"
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -68,7 +68,7 @@ class LRURec(SequenceModel):
 
     def item_vectors(self) -> Tensor:
         """[V+1, D] the embedding table."""
-        return self.items.weight
+        return self.items.vectors()
 
     def init_state(self, batch_size: int) -> State:
         """8 num_layers state_dim bytes a history."""

@@ -3,23 +3,21 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
-
-from recsys.batch import Batch
 from recsys.errors import InputError
-from recsys.layers.block import PreNormBlock, Stack
-from recsys.layers.dropout import Dropout
+from recsys.layers.block import PreNormBlock
 from recsys.layers.feedforward import FeedForward
-from recsys.layers.item_encoder import ItemTable
 from recsys.layers.lssl import EventSSM, GapSSM
-from recsys.layers.mixer import State
-from recsys.models.base import SequenceModel, check_sizes
+from recsys.layers.recurrent import RecurrentEncoder
+from recsys.models.base import EncodedModel, ItemConfig, check_sizes
 
 LAYERS = {"events": EventSSM, "gaps": GapSSM}
 
 
-class LSSLRec(SequenceModel):
-    """Diagonal state spaces in pre-norm blocks, over events or over the true time between them."""
+class LSSLRec(EncodedModel):
+    """Diagonal state spaces in pre-norm blocks, over events or over the true time between them.
+
+    With model.time=gaps, histories without times are an InputError.
+    """
 
     paper = (
         "Gu et al., Combining Recurrent, Convolutional, and Continuous-time Models with Linear"
@@ -33,7 +31,7 @@ class LSSLRec(SequenceModel):
     )
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -71,9 +69,7 @@ class LSSLRec(SequenceModel):
         state_dim = config.dim if config.state_dim is None else config.state_dim
         hidden_dim = 4 * config.dim if config.hidden_dim is None else config.hidden_dim
         layer = LAYERS[config.time]
-        self.items = ItemTable(num_items, config.dim)
-        self.dropout = Dropout(config.dropout)
-        self.blocks = Stack(
+        blocks = (
             PreNormBlock(
                 config.dim,
                 layer(config.dim, state_dim, config.min_dt, config.max_dt),
@@ -82,33 +78,7 @@ class LSSLRec(SequenceModel):
             )
             for _ in range(config.num_layers)
         )
-        self.norm = nn.LayerNorm(config.dim)
-
-    def encode(self, batch: Batch) -> Tensor:
-        """[B, T, D] a vector for each position, from the items up to and including it.
-
-        With model.time=gaps, InputError for a batch without times.
-        """
-        x_BTD = self.dropout(self.items(batch.items_BT))
-        return self.norm(self.blocks(x_BTD, batch.timestamps_BT))
-
-    def item_vectors(self) -> Tensor:
-        """[V+1, D] the embedding table."""
-        return self.items.weight
-
-    def init_state(self, batch_size: int) -> State:
-        """8 num_layers state_dim bytes a history, with model.time=gaps 8 num_layers more."""
-        return self.blocks.init_state(batch_size)
-
-    def step(
-        self, items_B: Tensor, state: State, times_B: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """(query [B, D] of the history with items_B int64 [B] behind it, the new state).
-
-        With model.time=gaps, InputError without times_B int64 [B].
-        """
-        x_BD, state = self.blocks.step(self.dropout(self.items(items_B)), state, times_B)
-        return self.norm(x_BD), state
+        self.encoder = RecurrentEncoder(num_items, config.dim, config.dropout, blocks)
 
 
 MODEL = LSSLRec

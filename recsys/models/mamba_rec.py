@@ -13,7 +13,7 @@ from recsys.layers.feedforward import GELUFeedForward
 from recsys.layers.item_encoder import ItemTable
 from recsys.layers.mixer import Mixer, State
 from recsys.layers.ssm import Mamba, Mamba2
-from recsys.models.base import SequenceModel, check_sizes
+from recsys.models.base import ItemConfig, SequenceModel, check_sizes
 
 MixerName = Literal["mamba", "mamba2"]
 
@@ -40,7 +40,7 @@ class MambaRec(SequenceModel):
     )
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -97,7 +97,7 @@ class MambaRec(SequenceModel):
 
     def item_vectors(self) -> Tensor:
         """[V+1, D] the embedding table."""
-        return self.items.weight
+        return self.items.vectors()
 
     def init_state(self, batch_size: int) -> State:
         """Each layer's last inputs of the convolution and its states, whatever max_len.

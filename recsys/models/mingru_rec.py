@@ -3,22 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
-
-from recsys.batch import Batch
 from recsys.errors import InputError
-from recsys.layers.block import PreNormBlock, Stack
-from recsys.layers.dropout import Dropout
+from recsys.layers.block import PreNormBlock
 from recsys.layers.feedforward import FeedForward
-from recsys.layers.item_encoder import ItemTable
 from recsys.layers.mingru import MinGRU, MinimalRNN, MinLSTM
-from recsys.layers.mixer import State
-from recsys.models.base import SequenceModel, check_sizes
+from recsys.layers.recurrent import RecurrentEncoder
+from recsys.models.base import EncodedModel, ItemConfig, check_sizes
 
 CELLS: dict[str, type[MinGRU] | type[MinLSTM]] = {"gru": MinGRU, "lstm": MinLSTM}
 
 
-class MinGRURec(SequenceModel):
+class MinGRURec(EncodedModel):
     """Gated linear recurrences whose gates see the event alone, in pre-norm blocks."""
 
     paper = "Feng et al., Were RNNs All We Needed?, 2024"
@@ -28,7 +23,7 @@ class MinGRURec(SequenceModel):
     )
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -56,9 +51,7 @@ class MinGRURec(SequenceModel):
         self.max_len = config.max_len
         hidden_dim = 4 * config.dim if config.hidden_dim is None else config.hidden_dim
         cell = CELLS[config.cell]
-        self.items = ItemTable(num_items, config.dim)
-        self.dropout = Dropout(config.dropout)
-        self.blocks = Stack(
+        blocks = (
             PreNormBlock(
                 config.dim,
                 MinimalRNN(config.dim, cell(config.dim, config.expansion * config.dim)),
@@ -67,26 +60,7 @@ class MinGRURec(SequenceModel):
             )
             for _ in range(config.num_layers)
         )
-        self.norm = nn.LayerNorm(config.dim)
-
-    def encode(self, batch: Batch) -> Tensor:
-        """[B, T, D] a vector for each position, from the items up to and including it."""
-        return self.norm(self.blocks(self.dropout(self.items(batch.items_BT))))
-
-    def item_vectors(self) -> Tensor:
-        """[V+1, D] the embedding table."""
-        return self.items.weight
-
-    def init_state(self, batch_size: int) -> State:
-        """4 num_layers expansion dim bytes a history."""
-        return self.blocks.init_state(batch_size)
-
-    def step(
-        self, items_B: Tensor, state: State, times_B: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """(query [B, D] of the history with items_B int64 [B] behind it, the new state)."""
-        x_BD, state = self.blocks.step(self.dropout(self.items(items_B)), state)
-        return self.norm(x_BD), state
+        self.encoder = RecurrentEncoder(num_items, config.dim, config.dropout, blocks)
 
 
 MODEL = MinGRURec

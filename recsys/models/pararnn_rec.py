@@ -3,21 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
-
-from recsys.batch import Batch
-from recsys.layers.block import PreNormBlock, Stack
+from recsys.layers.block import PreNormBlock
 from recsys.layers.diagonal_rnn import diagonal_gru, diagonal_lstm
-from recsys.layers.dropout import Dropout
 from recsys.layers.feedforward import FeedForward
-from recsys.layers.item_encoder import ItemTable
-from recsys.layers.mixer import State
-from recsys.models.base import SequenceModel, check_sizes
+from recsys.layers.recurrent import RecurrentEncoder
+from recsys.models.base import EncodedModel, ItemConfig, check_sizes
 
 MIXERS = {"gru": diagonal_gru, "lstm": diagonal_lstm}
 
 
-class ParaRNNRec(SequenceModel):
+class ParaRNNRec(EncodedModel):
     """Pre-norm blocks, each a diagonal nonlinear RNN and a feed-forward network; no positions."""
 
     paper = "Danieli et al., ParaRNN: Unlocking Parallel Training of Nonlinear RNNs for LLMs, 2025"
@@ -25,7 +20,7 @@ class ParaRNNRec(SequenceModel):
     cost = "layers (4 state_dim + 2 hidden_dim) dim products; state 4 layers state_dim bytes"
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -53,8 +48,7 @@ class ParaRNNRec(SequenceModel):
         mixer = MIXERS[config.cell]
         state_dim = config.dim if config.state_dim is None else config.state_dim
         hidden_dim = config.dim if config.hidden_dim is None else config.hidden_dim
-        self.items = ItemTable(num_items, config.dim)
-        self.blocks = Stack(
+        blocks = (
             PreNormBlock(
                 config.dim,
                 mixer(config.dim, state_dim, longest=config.max_len),
@@ -63,28 +57,7 @@ class ParaRNNRec(SequenceModel):
             )
             for _ in range(config.num_layers)
         )
-        self.norm = nn.LayerNorm(config.dim)
-        self.dropout = Dropout(config.dropout)
-
-    def encode(self, batch: Batch) -> Tensor:
-        """[B, T, D] a vector for each position, from the items up to and including it."""
-        return self.norm(self.blocks(self.dropout(self.items(batch.items_BT))))
-
-    def item_vectors(self) -> Tensor:
-        """[V+1, D] the embedding table."""
-        return self.items.weight
-
-    def init_state(self, batch_size: int) -> State:
-        """The state of each block: 4 num_layers state_dim bytes a history, twice that of an lstm,
-        whatever its length."""
-        return self.blocks.init_state(batch_size)
-
-    def step(
-        self, items_B: Tensor, state: State, times_B: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """(query [B, D] of the history with items_B int64 [B] behind it, the new state)."""
-        x_BD, state = self.blocks.step(self.dropout(self.items(items_B)), state)
-        return self.norm(x_BD), state
+        self.encoder = RecurrentEncoder(num_items, config.dim, config.dropout, blocks)
 
 
 MODEL = ParaRNNRec

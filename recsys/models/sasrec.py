@@ -2,18 +2,14 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from recsys.batch import Batch
 from recsys.layers.attention import CausalSelfAttention
 from recsys.layers.block import PreNormBlock
 from recsys.layers.feedforward import FeedForward
-from recsys.layers.mixer import State
 from recsys.layers.windowed import WindowedEncoder
-from recsys.models.base import SequenceModel, check_heads, check_sizes
+from recsys.models.base import EncodedModel, ItemConfig, check_heads, check_sizes
 
 
-class SASRec(SequenceModel):
+class SASRec(EncodedModel):
     """Pre-norm transformer with learned positions; the item table serves input and output."""
 
     paper = "Kang & McAuley, Self-Attentive Sequential Recommendation, ICDM 2018"
@@ -21,7 +17,7 @@ class SASRec(SequenceModel):
     cost = "layers (6 dim^2 + 2 T dim) products; state max_len (16 + 8 layers dim) bytes"
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(ItemConfig):
         """Settings named model.* on the command line."""
 
         dim: int = 64
@@ -56,28 +52,6 @@ class SASRec(SequenceModel):
             for _ in range(config.num_layers)
         )
         self.encoder = WindowedEncoder(num_items, dim, config.max_len, dropout, blocks)
-
-    def encode(self, batch: Batch) -> Tensor:
-        """[B, T, D] a vector for each position, from the items up to and including it."""
-        return self.encoder(batch.items_BT, batch.timestamps_BT)
-
-    def item_vectors(self) -> Tensor:
-        """[V+1, D] the item table."""
-        return self.encoder.items.weight
-
-    def init_state(self, batch_size: int) -> State:
-        """The last max_len items, with their keys and values while no item has been lost:
-        max_len (16 + 8 num_layers dim) bytes a history."""
-        return self.encoder.init_state(batch_size)
-
-    def step(
-        self, items_B: Tensor, state: State, times_B: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        """(query [B, D] of the history with items_B int64 [B] behind it, the new state).
-
-        Costs one position up to max_len items, and an encoding of max_len items beyond them.
-        """
-        return self.encoder.step(items_B, state, times_B)
 
 
 MODEL = SASRec

@@ -163,6 +163,8 @@ class Trainer:
         at = self.progress
         self.model.train()
         started, seconds_before = time.perf_counter(), at.seconds
+        if at.batch == 0:
+            self.model.start_epoch(at.epoch)
         unread: list[Tensor] = []
         pending = 0.0
         for batch in self.loader.epoch(at.epoch, at.batch):

@@ -9,9 +9,21 @@ import pyarrow as pa
 import pytest
 import torch
 from accelerate import Accelerator
+from toy_models import (
+    CAUSAL,
+    COUNTED,
+    HISTORIES,
+    LEARNED,
+    NUM_ITEMS,
+    SHORT,
+    STEPWISE,
+    batch_of,
+    stepped,
+    tiny_config,
+)
 from worlds import cycle_world, world
 
-from recsys.batch import PAD, Batch
+from recsys.batch import Batch
 from recsys.checkpoint import CONFIG, WEIGHTS, load_model, write_json, write_tensors
 from recsys.config import to_dict
 from recsys.data.loader import TrainLoader, query_batches
@@ -24,7 +36,6 @@ from recsys.models.base import (
     Pairs,
     Recommender,
     SequenceModel,
-    asks_at_every_position,
     model_class,
     model_names,
 )
@@ -36,27 +47,10 @@ from recsys.training.optimizers import adamw
 from recsys.training.trainer import Trainer, TrainerConfig
 from recsys.training.watch import FolderWatcher, PlainReporter, StopRequest
 
-LEARNED = [name for name in model_names() if issubclass(model_class(name), SequenceModel)]
-COUNTED = [name for name in model_names() if issubclass(model_class(name), CountingModel)]
-STEPWISE = [name for name in LEARNED if hasattr(model_class(name), "step")]
-CAUSAL = [name for name in LEARNED if asks_at_every_position(model_class(name))]
-"""Models that train on every position at once, each of which asks for the item behind it."""
 NO_ORDER = ["popular"]
 """Models that cannot know what follows what."""
 
-TINY = {"dim": 16, "num_layers": 1, "num_heads": 2, "max_len": 6, "dropout": 0.0}
-NUM_ITEMS = 12
 COUNTS = torch.ones(NUM_ITEMS + 1, dtype=torch.int64)
-HISTORIES = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 12], [5, 8], [9, 7, 9, 3, 2]]
-"""Of 2 to max_len + 1 items, as a model trains on."""
-SHORT = [[3, 1, 4], [6], [5, 12]]
-
-
-def tiny_config(name: str) -> Any:
-    """The model's own settings with TINY laid over those it has."""
-    kind = model_class(name).Config
-    known = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{key: value for key, value in TINY.items() if key in known})
 
 
 def untrained(name: str) -> Any:
@@ -74,12 +68,6 @@ def counted(name: str) -> tuple[CountingModel, SequenceDataset, Split]:
 
 def ready(name: str) -> Recommender:
     return counted(name)[0] if name in COUNTED else untrained(name)
-
-
-def batch_of(histories: list[list[int]], padding: int = 0) -> Batch:
-    longest = max(map(len, histories)) + padding
-    items = [history + [PAD] * (longest - len(history)) for history in histories]
-    return Batch(torch.tensor(items), torch.tensor([len(history) for history in histories]))
 
 
 @torch.no_grad()
@@ -240,16 +228,6 @@ def test_long_histories_are_cut_to_their_last_items(name):
     found = retriever.recommend(long, NUM_ITEMS, exclude_seen=False)
     assert found == retriever.recommend(last, NUM_ITEMS, exclude_seen=False)
     assert len(found.items) == NUM_ITEMS
-
-
-def stepped(model: Any, items_BT: torch.Tensor, times_BT: Any = None) -> torch.Tensor:
-    """[B, T, D] the query behind each event, taken one by one."""
-    state, queries = model.init_state(len(items_BT)), []
-    for place, items_B in enumerate(items_BT.unbind(1)):
-        times_B = None if times_BT is None else times_BT[:, place]
-        query_BD, state = model.step(items_B, state, times_B)
-        queries.append(query_BD)
-    return torch.stack(queries, dim=1)
 
 
 def is_recurrent(name: str) -> bool:
