@@ -59,30 +59,3 @@ def test_a_share_outside_zero_to_one_is_refused(p):
 def test_a_share_next_to_one_leaves_finite_values():
     y, _ = dropped(1 - 1e-9, (300, 300))
     assert bool(torch.isfinite(y).all())
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 1 - 1e-9])
-@pytest.mark.parametrize("shape", [(1,), (0, 3), (7, 5, 3), (600, 800)])
-def test_the_compiled_passes_equal_plain_torch_to_the_bit(monkeypatch, p, shape):
-    def both_ways() -> tuple[torch.Tensor, torch.Tensor]:
-        torch.manual_seed(0)
-        x = torch.randn(shape, requires_grad=True)
-        y = Dropout(p).train()(x)
-        y.backward(torch.randn(shape))
-        return y.detach(), x.grad
-
-    compiled = both_ways()
-    monkeypatch.setattr("recsys.layers.dropout._is_plain", lambda x: False)
-    for fast, plain in zip(compiled, both_ways(), strict=True):
-        assert torch.equal(fast, plain)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes_and_layouts_are_dropped_alike(dtype):
-    torch.manual_seed(0)
-    x = torch.ones(30, 40, dtype=dtype).T.requires_grad_()
-    y = Dropout(0.5).train()(x)
-    y.sum().backward()
-    assert y.dtype == dtype
-    assert torch.equal(y, x.grad)
-    assert 0.4 < float((y == 0).double().mean()) < 0.6
