@@ -71,6 +71,12 @@ def data_prepare(
     test: Annotated[
         str | None, typer.Option(metavar="PATH", help="A test set given apart, like the log.")
     ] = None,
+    items: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A table of items: ids, titles, other texts.")
+    ] = None,
+    items_id_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of item ids in --items.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn a log into a data set folder."""
@@ -89,6 +95,8 @@ def data_prepare(
         "time_column": time_column,
         "sessions": sessions,
         "test": test,
+        "items": items,
+        "items_id_column": items_id_column,
     }
     values = {name: value for name, value in given.items() if value is not None}
     config = from_dict(DataConfig, values, "data")
@@ -137,6 +145,9 @@ def train(
     user_column: UserColumn = None,
     item_column: ItemColumn = None,
     time_column: TimeColumn = None,
+    item_vectors: Annotated[
+        str | None, typer.Option(metavar="PATH", help="As in model.item_vectors, for text models.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model, evaluate it on the test split and leave a run folder."""
@@ -150,6 +161,7 @@ def train(
         read_settings(config) if config else {},
         parse_settings(settings),
         {"data": {name: value for name, value in columns.items() if value is not None}},
+        {} if item_vectors is None else {"model": {"item_vectors": item_vectors}},
     )
     reporter = _reporter()
     job = run.plan(

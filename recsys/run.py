@@ -9,31 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-
 from recsys import checkpoint
 from recsys.config import parse_settings
 from recsys.data.cache import is_prepared, open_data, source_of
-from recsys.data.loader import TrainLoader, flat_positions, windows
 from recsys.data.prepare import DataConfig
 from recsys.data.prepare import prepare as prepare_source
 from recsys.data.sequences import SequenceDataset, int_array
-from recsys.data.split import Histories, Split, split
+from recsys.data.split import Split, split
 from recsys.errors import InputError, Interrupted
-from recsys.eval.evaluator import evaluate as evaluate_model
-from recsys.eval.report import DEFAULT_KS, fit_counting
 from recsys.eval.report import evaluate_run as evaluate
+from recsys.eval.report import fit_counting
+from recsys.learning import Learning, item_features, training_counts
 from recsys.models.base import CountingModel, model_class
-from recsys.settings import RunConfig, configure, differences, metric_cutoff, saved_config
+from recsys.settings import RunConfig, configure, differences, saved_config
 from recsys.training.allocator import keep_freed_memory
-from recsys.training.objectives import next_item
-from recsys.training.trainer import Trainer, peak_rss_mb, precision
+from recsys.training.trainer import peak_rss_mb
 from recsys.training.watch import (
-    FolderWatcher,
     PlainReporter,
     Reporter,
-    StopRequest,
     stop_on_signals,
 )
 
@@ -161,9 +154,12 @@ def train_run(
     if issubclass(model_class(config.model_name), CountingModel):
         _count(config, dataset, parts, run)
     else:
+        features_VF = item_features(config, dataset, run, accelerator, reporter)
         try:
             with stop_on_signals(reporter) as stop:
-                _Learning(config, dataset, parts, run, accelerator, reporter, stop).learn()
+                Learning(
+                    config, dataset, parts, run, accelerator, reporter, stop, features_VF
+                ).learn()
         except Interrupted:
             raise Interrupted(
                 f"stopped, nothing is lost: go on with `recsys train --resume --out {run}`"
@@ -271,116 +267,3 @@ def _count(config: RunConfig, dataset: SequenceDataset, parts: Split, run: Path)
         "peak_rss_mb": peak_rss_mb(),
     }
     checkpoint.write_lines(run / checkpoint.HISTORY, [record])
-
-
-@dataclass(frozen=True)
-class _Learning:
-    """One training by gradient steps, and once more where a refit is asked for."""
-
-    config: RunConfig
-    dataset: SequenceDataset
-    parts: Split
-    run: Path
-    accelerator: "Accelerator"
-    reporter: Reporter
-    stop: StopRequest
-
-    def learn(self) -> None:
-        """Go through the stages, from a saved state where there is one."""
-        saved: dict[str, torch.Tensor] = {}
-        meta: dict[str, Any] = {}
-        if (self.run / checkpoint.STATE).is_file():
-            saved, meta = checkpoint.read_tensors(self.run / checkpoint.STATE)
-        records: list[dict[str, Any]] = meta.get("earlier", [])
-        if meta.get("stage") != "refit":
-            trainer, watcher = self._stage("train", self.parts.train, [])
-            if saved:
-                self._load_state(trainer, saved, meta)
-            trainer.fit(lambda: self._validate(trainer), watcher)
-            saved, records = {}, trainer_records(trainer, "train")
-            if self.config.refit and self.accelerator.is_main_process:
-                self._evaluate_before_refit()
-        if self.config.refit:
-            best_epoch = best_record(records, self.config.trainer.metric)["epoch"]
-            self.reporter.line(f"refit: once more on train and valid together, {best_epoch} epochs")
-            trainer, watcher = self._stage("refit", self.parts.refit, records, best_epoch)
-            if saved:
-                self._load_state(trainer, saved, meta)
-            trainer.fit(None, watcher)
-            watcher.better(trainer.model)
-
-    def _evaluate_before_refit(self) -> None:
-        """What the model reaches that has not learned from the valid targets."""
-        seen, device = self.config.split.seen_items, self.accelerator.device
-        model = checkpoint.load_model(self.run, device)
-        found = evaluate_model(model, self.dataset, self.parts.test, seen, device)
-        checkpoint.write_json(self.run / checkpoint.WITHOUT_REFIT, found.with_intervals(DEFAULT_KS))
-
-    def _load_state(
-        self, trainer: Trainer, saved: dict[str, torch.Tensor], meta: dict[str, Any]
-    ) -> None:
-        try:
-            trainer.load_state(saved, meta["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise InputError(
-                f"{self.run / checkpoint.STATE} does not belong to this run: {reason}"
-            ) from None
-
-    def _validate(self, trainer: Trainer) -> dict[str, float]:
-        ks = sorted({10, metric_cutoff(self.config.trainer.metric)})
-        seen, device = self.config.split.seen_items, self.accelerator.device
-        found = evaluate_model(trainer.model, self.dataset, self.parts.valid, seen, device)
-        return found.metrics(ks)
-
-    def _stage(
-        self,
-        stage: str,
-        histories: Histories,
-        earlier: list[dict[str, Any]],
-        stop_after: int | None = None,
-    ) -> tuple[Trainer, FolderWatcher]:
-        """A trainer on some histories, from fresh weights, and the watcher of its run folder."""
-        config, accelerator = self.config, self.accelerator
-        torch.manual_seed(config.seed)
-        model = model_class(config.model_name)(config.model, self.dataset.num_items)
-        max_items = model.max_len + 1  # every item but the last has a next one to learn
-        if config.trainer.long_histories == "windows":
-            histories = windows(histories, max_items)
-        loader = TrainLoader(
-            self.dataset,
-            histories,
-            config.trainer.batch_size,
-            max_items,
-            config.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        counts = torch.from_numpy(training_counts(self.dataset, histories))
-        dtype = precision(config.trainer.precision, accelerator.device)
-        objective = next_item(config.loss, counts, dtype)
-        trainer = Trainer(model, objective, config.trainer, loader, accelerator, stop_after)
-        board = config.trainer.tensorboard
-        main = accelerator.is_main_process
-        return trainer, FolderWatcher(
-            self.run, stage, earlier, self.reporter, self.stop, main, board
-        )
-
-
-def trainer_records(trainer: Trainer, stage: str) -> list[dict[str, Any]]:
-    """The lines of history.jsonl that a finished stage leaves."""
-    return [{**record, "stage": stage} for record in trainer.progress.history]
-
-
-def best_record(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The first record with the highest validation metric."""
-    return max(
-        (record for record in records if "valid" in record),
-        key=lambda record: record["valid"][metric],
-    )
-
-
-def training_counts(dataset: SequenceDataset, histories: Histories) -> np.ndarray:
-    """int64 [V+1] how often each item occurs in the histories."""
-    _, position = flat_positions(histories.start, histories.end)
-    return np.bincount(dataset.items[position], minlength=dataset.num_items + 1)

@@ -264,14 +264,14 @@ def test_the_device_is_chosen_by_what_there_is():
 
 @pytest.mark.parametrize("end", [Interrupted, WorkError, None])
 def test_the_reporter_is_closed_however_training_ends(monkeypatch, end):
-    learn = run_module._Learning.learn
+    learn = run_module.Learning.learn
 
     def cut_short(learning: Any) -> None:
         learn(learning)
         if end:
             raise end("cut")
 
-    monkeypatch.setattr(run_module._Learning, "learn", cut_short)
+    monkeypatch.setattr(run_module.Learning, "learn", cut_short)
     said = Said()
     job = run_module.plan("sasrec", cycle(), Path("run"), SECTIONS, reporter=said)
     with pytest.raises(end) if end else nullcontext():

@@ -143,3 +143,38 @@ def _clean(value: Any) -> str | None:
         return None
     text = " ".join(_TAG.sub(" ", html.unescape(value)).split())
     return None if not text or "function(" in text or text.startswith("var ") else text[:1000]
+
+
+def numbered_source(name: str, sequences: Path, texts: Path, numbers: Path) -> Source:
+    """`user item item …` lines, `asin text` lines and `asin number` lines, tab-separated."""
+
+    def read_numbered_items() -> pa.Table:
+        number_of = dict(_pairs(numbers))
+        known = [(number_of[asin], text) for asin, text in _pairs(texts) if asin in number_of]
+        if not known:
+            raise InputError(f"{texts} and {numbers} have no item in common")
+        return pa.Table.from_pylist([{"item": item, **_parts(text)} for item, text in known])
+
+    return Source(name, (sequences,), format="sequences", read_items=read_numbered_items)
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str]]:
+    """The two fields of each line."""
+    for number, line in enumerate(_lines(path), start=1):
+        key, tab, value = line.rstrip("\n").partition("\t")
+        if not tab:
+            raise InputError(f"{path}, line {number} has no tab: {line[:80]}")
+        yield key, value.strip()
+
+
+def _parts(text: str) -> dict[str, str | None]:
+    """Title, categories and brand of UniSRec's `title. categories. brand.`; the categories begin
+    with the name of the store."""
+    found = re.fullmatch(r"(.*?)\. (Industrial & Scientific.*?)(?:\. (.*?))?\.?\s*", text)
+    title, categories, brand = found.groups() if found else (text, None, None)
+    return {
+        "title": title or None,
+        "brand": brand or None,
+        "categories": categories,
+        "text": text or None,
+    }

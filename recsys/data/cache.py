@@ -53,7 +53,9 @@ def source_of(data: Any, config: DataConfig, report: Report) -> Source:
 def _place(source: Source, config: DataConfig) -> Path:
     """Where the cache keeps this source prepared in this way: a folder named after both."""
     digest = hashlib.sha256(json.dumps([source.name, to_dict(config)]).encode())
-    for file in whole_source(source, config.sessions, config.test).parts:
+    files = whole_source(source, config.sessions, config.test).parts
+    items = (Path(config.items),) if config.items and Path(config.items).is_file() else ()
+    for file in files + items:
         status = file.stat()
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     if source.table is not None:

@@ -46,9 +46,8 @@ class Source:
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     columns: Columns = Columns()
     read_items: Callable[[], pa.Table] | None = None
-    """Reads what is known of the items: `item` (raw id, same type as in the log), and any of
-    `title`, `brand` (strings), `categories` (list of strings), `text`. Items outside the log may be
-    present."""
+    """Reads what is known of the items: `item` (raw id), and texts: `title`, `brand`, `categories`
+    (list of strings), others; `text` is all of them in one. Items outside the log may be there."""
     min_user_events: int = 1
     """The k-core that the source's users expect, where the caller does not say."""
     min_item_events: int = 1

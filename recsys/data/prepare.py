@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from recsys.config import to_dict
 from recsys.data.columns import count_of, typed_log
 from recsys.data.formats import Report, read_rows
 from recsys.data.interactions import Columns, Source
+from recsys.data.item_table import read_item_table
 from recsys.data.sequences import FORMAT_VERSION, SequenceDataset, fingerprint, write_sequences
 from recsys.data.sessions import (
     cut_at_gaps,
@@ -27,12 +28,12 @@ from recsys.data.sessions import (
     set_apart,
     whole_source,
 )
+from recsys.data.text import without_text
 from recsys.errors import InputError, WorkError
 
 Duplicates = Literal["exact", "keep", "first", "last", "consecutive"]
 BATCH_ROWS = 1 << 20
 OWN_FILES = ("dataset.json", "sequences.arrow", "items.parquet", "info.png")
-ITEM_COLUMNS = ("title", "brand", "categories", "text")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class DataConfig:
     test: str | None = None
     """A file or folder with a test set of its own, in the format of the log; split.kind=sessions
     asks for its items."""
+    items: str | None = None
+    """A table of items (CSV, JSON lines, Parquet): their ids, and titles, brands, categories or any
+    other texts, in the place of what the source knows of them."""
+    items_id_column: str | None = None
+    """Column of item ids in data.items; guessed from the names if not given."""
 
     def __post_init__(self) -> None:
         for name in ("min_user_events", "min_item_events"):
@@ -70,8 +76,9 @@ class DataConfig:
                 f"data.user_column={self.user_column} and data.sessions={self.sessions} both say"
                 " what is one sequence; leave one of them out"
             )
-        if self.test == "":
-            raise InputError("data.test names no file")
+        for name in ("test", "items"):
+            if getattr(self, name) == "":
+                raise InputError(f"data.{name} names no file")
 
     @property
     def columns(self) -> Columns:
@@ -103,7 +110,7 @@ def prepare(
         and (out.is_file() or any(out.iterdir()))
     ):
         raise InputError(f"{out} exists and is not a prepared data set; choose another --out")
-    source = whole_source(source, config.sessions, config.test)
+    source = _with_items(whole_source(source, config.sessions, config.test), config, report)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -148,7 +155,7 @@ def _prepare_into(folder: Path, source: Source, config: DataConfig, report: Repo
             "source": [file.name for file in source.files],
             **facts_of_test(con, log, source, report),
         }
-        _write(con, log, folder, source, facts)
+        _write(con, log, folder, source, facts, report)
     finally:
         con.disconnect()
 
@@ -208,8 +215,12 @@ def _k_core(
     return log
 
 
-def _write(con: Any, log: Any, folder: Path, source: Source, facts: dict[str, Any]) -> None:
+def _write(
+    con: Any, log: Any, folder: Path, source: Source, facts: dict[str, Any], report: Report
+) -> None:
     """Number users and items by first appearance, sort, and write the three files."""
+    import pyarrow.parquet as pq
+
     users = _numbers(con, log, "user")
     items = _numbers(con, log, "item")
     numbered = (
@@ -226,7 +237,8 @@ def _write(con: Any, log: Any, folder: Path, source: Source, facts: dict[str, An
     write_sequences(folder / "sequences.arrow", _combined(raw_users), flat, offsets, times)
     raw_ids = _combined(raw_items["item"])
     digest = fingerprint(flat, offsets, times, raw_ids, facts.get("test_users", 0))
-    _write_items(folder / "items.parquet", raw_items, source)
+    catalogue = _catalogue(raw_items, source, facts["settings"]["items"], report)
+    pq.write_table(catalogue, folder / "items.parquet")
     info = {
         "format": FORMAT_VERSION,
         "name": source.name,
@@ -234,6 +246,7 @@ def _write(con: Any, log: Any, folder: Path, source: Source, facts: dict[str, An
         "users": len(raw_users),
         "items": raw_items.num_rows,
         "interactions": len(flat),
+        "items_without_text": without_text(catalogue),
         "time_range": None if times is None else [int(times.min()), int(times.max())],
         **facts,
         "version": recsys.__version__,
@@ -277,19 +290,41 @@ def _stream(
     return flat, np.concatenate([[0], np.cumsum(lengths)]), moments
 
 
-def _write_items(path: Path, raw_items: pa.Table, source: Source) -> None:
-    """items.parquet: raw id, count, and what the source knows of each item."""
-    import pyarrow.parquet as pq
+def _with_items(source: Source, config: DataConfig, report: Report) -> Source:
+    """The source with the user's own table of items in the place of what it knows itself."""
+    if config.items is None:
+        if config.items_id_column is not None:
+            raise InputError("data.items_id_column says how data.items is read; give that too")
+        return source
+    known = read_item_table(Path(config.items), config.items_id_column, report)
+    return replace(source, read_items=lambda: known)
 
+
+def _catalogue(raw_items: pa.Table, source: Source, own: str | None, report: Report) -> pa.Table:
+    """Raw id, count, and what the source, or the user's `own` table, knows of each item."""
     table = pa.table({"item": raw_items["item"], "count": raw_items["events"].cast(pa.int64())})
     if source.read_items is not None:
         known = source.read_items()
-        keys = _combined(known["item"]).cast(table.schema.field("item").type)
-        place = pc.index_in(_combined(table["item"]), keys)
-        for name in ITEM_COLUMNS:
-            if name in known.column_names:
+        # As texts: 7 and "7" are one item to the table of items, whatever the log's ids are.
+        keys = _combined(known["item"]).cast(pa.string())
+        place = pc.index_in(_combined(table["item"]).cast(pa.string()), keys)
+        if own is not None and place.null_count == len(place):
+            raise InputError(
+                f"{own} names none of the {len(place):,} items of {source.where}: its ids are"
+                f" {_examples(known['item'])}, those of the log {_examples(table['item'])};"
+                " data.items_id_column says which column holds them"
+            )
+        if place.null_count:
+            where = "what the source knows of items" if own is None else own
+            report(f"{place.null_count:,} of {len(place):,} items are not in {where}")
+        for name in known.column_names:
+            if name != "item":
                 table = table.append_column(name, _combined(known[name]).take(place))
-    pq.write_table(table, path)
+    return table
+
+
+def _examples(ids: pa.ChunkedArray) -> str:
+    return ", ".join(map(repr, ids[:2].to_pylist())) + (", …" if len(ids) > 2 else "")
 
 
 def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -23,6 +23,8 @@ AMAZON = {
     2018: "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2",
     2023: "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/raw",
 }
+SCIENTIFIC = ("Scientific_sequences.txt", "Scientific.text", "Scientific.item2index")
+"""The files of amazon-scientific."""
 DEEPEST = 3
 """Levels of folders under $RECSYS_DATA that are searched for files."""
 
@@ -72,12 +74,21 @@ def resolve(text: str, *, report: Report, columns: Columns = Columns()) -> Sourc
         return amazon.source("sample", 2018, reviews, meta, report)
     if text in MOVIELENS:
         return _movielens(text, report)
+    if text == "amazon-scientific":
+        return _scientific(text)
     if found := re.fullmatch(r"amazon(2014|2018|2023)?(?::([A-Za-z0-9_]+))?", text):
         return _amazon(text, int(found[1] or 2014), found[2], report)
     path = Path(text).expanduser()
     if path.exists():
         return source_from_path(path, columns)
-    known = ["sample", *MOVIELENS, *_amazon_names(), "amazon2018:NAME", "amazon2023:NAME"]
+    known = [
+        "sample",
+        *MOVIELENS,
+        "amazon-scientific",
+        *_amazon_names(),
+        "amazon2018:NAME",
+        "amazon2023:NAME",
+    ]
     raise InputError(
         f"{text!r} is neither a file or folder nor the name of a source{nearest(text, known)};"
         " `recsys data list` names them, and --data sample needs no download"
@@ -103,6 +114,17 @@ def names() -> list[dict[str, Any]]:
                 "found": str(ratings.parent) if ratings else None,
             }
         )
+    sequences = _find(SCIENTIFIC[0])
+    entries.append(
+        {
+            "name": "amazon-scientific",
+            "title": "Amazon 2018, Industrial and Scientific, UniSRec's 5-core",
+            "users": 8_442,
+            "items": 4_385,
+            "interactions": 59_427,
+            "found": str(sequences.parent) if sequences else None,
+        }
+    )
     for name, category in _amazon_names().items():
         reviews = _find(f"reviews_{category}_5.json")
         title = f"Amazon 2014 {category.replace('_', ' ')}, 5-core"
@@ -166,6 +188,17 @@ def _amazon(name: str, year: int, category: str | None, report: Report) -> Sourc
         targets = [folder / file for file in files]
         reviews_file, meta_file = _fetched(name, urls, targets, " and ".join(files), report)
     return amazon.source(name, year, reviews_file, meta_file, report)
+
+
+def _scientific(name: str) -> Source:
+    """UniSRec's Scientific: sequences by number, texts by ASIN, and the map between them."""
+    sequences, texts, numbers = (_find(file) for file in SCIENTIFIC)
+    if sequences is None or texts is None or numbers is None:
+        raise WorkError(
+            f"{name} has no publisher to download from: put {', '.join(SCIENTIFIC)} (also with .gz"
+            f" behind) in $RECSYS_DATA or {cache_dir()}. --data sample needs no download."
+        )
+    return amazon.numbered_source(name, sequences, texts, numbers)
 
 
 def _movielens(name: str, report: Report) -> Source:

@@ -38,6 +38,10 @@ class Evaluation:
         """Users with at least one target."""
         return len(np.unique(self.user_Q))
 
+    def among(self, chosen_Q: np.ndarray) -> "Evaluation":
+        """The same of some targets alone; chosen_Q bool."""
+        return Evaluation(self.rank_Q[torch.from_numpy(chosen_Q)], self.user_Q[chosen_Q])
+
     def metrics(self, ks: Sequence[int]) -> dict[str, float]:
         """{"hr@10": mean over targets, ...} for every metric and k."""
         return {

@@ -10,11 +10,12 @@ import torch
 
 from recsys.checkpoint import CONFIG, Device, device_of, load_model, read_config
 from recsys.config import from_dict
+from recsys.data.item_vectors import load_item_vectors
 from recsys.data.loader import flat_positions
 from recsys.data.sequences import SequenceDataset
 from recsys.data.split import Histories, Queries, SplitConfig, split
 from recsys.errors import InputError
-from recsys.eval.evaluator import Seen, check_ks, evaluate, evaluate_through
+from recsys.eval.evaluator import Evaluation, Seen, check_ks, evaluate, evaluate_through
 from recsys.eval.evaluator import paired_difference as difference
 from recsys.models.base import CountingModel
 from recsys.models.item_knn import ItemKNN
@@ -44,7 +45,8 @@ def evaluate_run(
     device: Device = "auto",
 ) -> dict[str, Any]:
     """The contents of metrics.json for a run. `seen` is that of its split where not given.
-    `dataset` stands in where the prepared folder has moved.
+    `dataset` stands in where the prepared folder has moved; or it is other data, over which a model
+    that knows items by their text is tried as it is ("transfer").
 
     Raises InputError where the data is not what the run was trained on, or where a refit run is
     asked about the valid targets that it has learned from.
@@ -56,9 +58,11 @@ def evaluate_run(
     config = read_config(run)
     split_config = _split_config(run, config)
     seen = seen or split_config.seen_items
-    dataset = _the_data(run, config, dataset)
+    by_text = config["model"].get("item_encoder") == "text"
+    dataset = _the_data(run, config, dataset, other=by_text)
+    transfer = dataset.fingerprint != config["dataset"]["fingerprint"]
     parts = split(dataset, split_config)
-    if config["refit"] and part == "valid":
+    if config["refit"] and part == "valid" and not transfer:
         raise InputError(
             f"{run} was refitted on train and valid together: only --split test is fair"
         )
@@ -66,13 +70,21 @@ def evaluate_run(
     histories = parts.refit if config["refit"] else parts.train
     place = device_of(device)
     started = time.perf_counter()
-    if through == "index":
+    if transfer:
+        if through == "index":
+            raise InputError(f"the index of {run} holds other items: use --through exact")
+        features_VF = load_item_vectors(run).padded(dataset.catalogue)
+        model = load_model(run, place, features_VF=torch.from_numpy(features_VF))
+        evaluation = evaluate(model, dataset, queries, seen, place)
+    elif through == "index":
         retriever = Retriever.load(run, index="index")
         evaluation = evaluate_through(retriever, dataset, queries, seen, max(ks))
     else:
         evaluation = evaluate(load_model(run, place), dataset, queries, seen, place)
     metrics = evaluation.with_intervals(ks)
     seconds = time.perf_counter() - started
+    baselines = _baselines(dataset, histories, queries, seen)
+    cold_Q = _never_trained(dataset, histories, queries)
     return {
         "data": {
             "name": dataset.name,
@@ -84,7 +96,7 @@ def evaluate_run(
         "split": {
             **parts.info,
             "part": part,
-            "targets_never_trained": _never_trained(dataset, histories, queries),
+            "targets_never_trained": int(cold_Q.sum()),
         },
         "protocol": {
             "ranking": "full",
@@ -92,13 +104,29 @@ def evaluate_run(
             "seen": seen,
             "refit": config["refit"],
             "through": through,
+            **({"transfer_from": config["dataset"]["name"]} if transfer else {}),
         },
         "model": config["model"]["name"],
         "users": evaluation.users,
         "targets": len(queries),
         "seconds": round(seconds, 4),
         "metrics": metrics,
-        "baselines": _baselines(dataset, histories, queries, ks, seen),
+        "baselines": {name: found.metrics(ks) for name, found in baselines.items()},
+        **({"cold": _cold(evaluation, baselines, cold_Q, ks)} if cold_Q.any() else {}),
+    }
+
+
+def _cold(
+    evaluation: Evaluation,
+    baselines: dict[str, Evaluation],
+    cold_Q: np.ndarray,
+    ks: Sequence[int],
+) -> dict[str, Any]:
+    """The same of the targets that no training history holds, among the whole catalogue."""
+    return {
+        "targets": int(cold_Q.sum()),
+        "metrics": evaluation.among(cold_Q).with_intervals(ks),
+        "baselines": {name: found.among(cold_Q).metrics(ks) for name, found in baselines.items()},
     }
 
 
@@ -176,22 +204,22 @@ def _shared(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _never_trained(dataset: SequenceDataset, histories: Histories, queries: Queries) -> int:
-    """Targets that occur in no training history."""
+def _never_trained(dataset: SequenceDataset, histories: Histories, queries: Queries) -> np.ndarray:
+    """bool [Q], True for targets that occur in no training history."""
     _, position = flat_positions(histories.start, histories.end)
     trained = np.zeros(dataset.num_items + 1, dtype=bool)
     trained[dataset.items[position]] = True
-    return int((~trained[dataset.items[queries.end]]).sum())
+    never: np.ndarray = ~trained[dataset.items[queries.end]]
+    return never
 
 
 def _baselines(
     dataset: SequenceDataset,
     histories: Histories,
     queries: Queries,
-    ks: Sequence[int],
     seen: Seen,
-) -> dict[str, dict[str, float]]:
-    """The same metrics of what any model must beat, fitted on the same histories as the model."""
+) -> dict[str, Evaluation]:
+    """What any model must beat, on the same targets, fitted on the same histories as the model."""
     models: dict[str, CountingModel] = {"popular": Popular(Popular.Config(), dataset.num_items)}
     if dataset.info.get("time_unit"):
         recent = Popular.Config(days=RECENT_DAYS)
@@ -200,7 +228,7 @@ def _baselines(
     results = {}
     for name, model in models.items():
         fit_counting(model, dataset, histories)
-        results[name] = evaluate(model, dataset, queries, seen).metrics(ks)
+        results[name] = evaluate(model, dataset, queries, seen)
     return results
 
 
@@ -212,9 +240,9 @@ def _split_config(run: Path, config: dict[str, Any]) -> SplitConfig:
 
 
 def _the_data(
-    run: Path, config: dict[str, Any], dataset: SequenceDataset | None
+    run: Path, config: dict[str, Any], dataset: SequenceDataset | None, other: bool = False
 ) -> SequenceDataset:
-    """The data set a run was trained on."""
+    """The data set a run was trained on, or, where that is asked for, `other` data."""
     about = config["dataset"]
     if dataset is None:
         folder = Path(about["path"])
@@ -223,7 +251,7 @@ def _the_data(
                 f"the data of {run} is no longer in {folder}: name its place with --data DIR"
             )
         dataset = SequenceDataset.load(folder)
-    if dataset.fingerprint != about["fingerprint"]:
+    if dataset.fingerprint != about["fingerprint"] and not other:
         raise InputError(
             f"{run} was trained on data {about['name']} {about['fingerprint'][:12]}, this is"
             f" {dataset.name} {dataset.fingerprint[:12]}"

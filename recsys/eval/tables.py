@@ -29,6 +29,8 @@ def evaluation(result: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     refit = "on train and valid (refit)" if protocol["refit"] else "on train"
+    if source := protocol.get("transfer_from"):
+        refit = f"on {source} alone (transfer)"
     through = ", through the index" if protocol["through"] == "index" else ""
     who = "sessions" if split["kind"] == "sessions" else "users"
     console.print(
@@ -37,17 +39,24 @@ def evaluation(result: dict[str, Any]) -> None:
         f" seen items {'masked' if protocol['seen'] == 'mask' else 'kept'}",
         soft_wrap=True,
     )
+    console.print(_beside_baselines(result["model"], result))
+    if cold := result.get("cold"):
+        console.print(f"the {cold['targets']:,} targets that training never saw, alone:")
+        console.print(_beside_baselines(result["model"], cold))
+    if "run" in result:
+        console.print(f"run folder: {result['run']}", soft_wrap=True)
+
+
+def _beside_baselines(model: str, result: dict[str, Any]) -> Table:
     table = Table("")
-    for column in (result["model"], "95 % interval", *result["baselines"]):
+    for column in (model, "95 % interval", *result["baselines"]):
         table.add_column(Text(column), justify="right")
     for name, found in result["metrics"].items():
         baselines = (f"{metrics[name]:.4f}" for metrics in result["baselines"].values())
         interval = "{:.4f} – {:.4f}".format(*found["ci95"])
         value = Text(f"{found['value']:.4f}", "bold")
         table.add_row(name, value, Text(interval, "dim"), *baselines)
-    console.print(table)
-    if "run" in result:
-        console.print(f"run folder: {result['run']}", soft_wrap=True)
+    return table
 
 
 def _left_out(split: dict[str, Any]) -> str:

@@ -167,7 +167,7 @@ def test_the_list_names_every_source_and_where_it_is(shelf):
     found = {entry["name"]: entry["found"] for entry in sources.names()}
     assert found["movielens-100k"] == str(shelf / "ml-100k")
     assert found["amazon:toys"] is None
-    assert len(found) == 1 + 4 + 25 + 2
+    assert len(found) == 1 + 4 + 1 + 25 + 2
 
 
 @pytest.mark.parametrize(

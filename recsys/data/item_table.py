@@ -1,0 +1,231 @@
+"""A user's own table of items: what is known of them besides the log."""
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from recsys.data.text import FIRST, Report
+from recsys.errors import InputError, nearest
+
+ID_COLUMNS = ("item", "item_id", "itemid", "id", "asin", "parent_asin", "product_id", "sku")
+"""Names of the column of item ids, likeliest first, as they are guessed."""
+FEWEST_IDS = 20
+"""Values from which on a column is taken for one of ids: fewer tell too little."""
+_NUMBER = re.compile(r"[-+]?[$€£]?\s*\d[\d.,]*(e[-+]?\d+)?\s*%?", re.IGNORECASE)
+_ID_MARK = re.compile(r"[\d/]")
+
+Kind = Literal["texts", "lists", "numbers", "ids", "nested", "nothing"]
+
+
+def read_item_table(path: Path, id_column: str | None, report: Report) -> pa.Table:
+    """`item` (strings), then `title`, then every other column of texts or of lists of texts.
+
+    CSV, TSV, JSON lines (each also .gz) or Parquet. Missing and blank texts are null; columns of
+    numbers, of other ids and of nested values are left out. The first of several rows of an item
+    counts. `report` is told what was kept and left out. InputError where the file cannot be read,
+    names no item or holds no text.
+    """
+    rows = _rows(path)
+    if not rows:
+        raise InputError(f"{path} is empty: it names no items")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    key = _id_column(path, names, id_column)
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if (item := _id(row.get(key))) is not None:
+            found.setdefault(item, row)
+    if not found:
+        raise InputError(f"{path} names no item in its column {key!r}")
+    if twice := sum(_id(row.get(key)) is not None for row in rows) - len(found):
+        report(f"{path.name}: {twice:,} rows name an item again and are left out")
+    columns = {name: [row.get(name) for row in found.values()] for name in names if name != key}
+    kinds = {name: _kind(name, values) for name, values in columns.items()}
+    kept = [name for name, kind in kinds.items() if kind in ("texts", "lists")]
+    left = [f"{name} ({kind})" for name, kind in kinds.items() if name not in kept]
+    if not kept:
+        raise InputError(
+            f"{path} holds no text besides its item ids in {key!r}"
+            + (f"; left out: {', '.join(left)}" if left else "")
+        )
+    report(
+        f"{path.name}: item = {key!r}, texts in {', '.join(kept)}"
+        + (f"; left out: {', '.join(left)}" if left else "")
+    )
+    table = {"item": pa.array(list(found), pa.string())}
+    for name in sorted(kept, key=lambda name: _plain(name) != "title"):
+        make = _lists if kinds[name] == "lists" else _texts
+        stored = name if kept == ["text"] else _stored_name(name, [*names, *table])
+        table[stored] = make(columns[name])
+    return pa.table(table)
+
+
+def _plain(name: str) -> str:
+    """A column's name as it is compared: RecBole's `item_id:token` is `item_id`."""
+    return name.partition(":")[0].strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _stored_name(name: str, taken: list[str]) -> str:
+    """The column's own name. `item` and `count` are the toolkit's, and `text` is what it calls all
+    that is known in one; beside others it is one of them."""
+    if _plain(name) == "title":
+        return "title"
+    renamed = {"item": "item_text", "count": "count_text", "text": "description"}.get(name)
+    if renamed is None:
+        return name
+    while renamed in taken:
+        renamed += "_"
+    return renamed
+
+
+def _id_column(path: Path, names: list[str], wish: str | None) -> str:
+    if wish is not None:
+        if wish not in names:
+            raise InputError(
+                f"{path} has no column {wish!r}{nearest(wish, names)} (columns: {', '.join(names)})"
+            )
+        return wish
+    plain = {_plain(name): name for name in reversed(names)}
+    key = next((plain[guess] for guess in ID_COLUMNS if guess in plain), None)
+    if key is None:
+        raise InputError(
+            f"which column of {path} holds the item ids? Say it with --items-id-column, as a"
+            f" setting data.items_id_column (columns: {', '.join(names)})"
+        )
+    return key
+
+
+def _id(value: Any) -> str | None:
+    """An id as a text; None for none. A whole number that was read as a float is one again."""
+    if value is None or value != value or str(value).strip() == "":
+        return None
+    whole = isinstance(value, float) and value.is_integer()
+    return _unbroken(str(int(value) if whole else value))
+
+
+def _kind(name: str, values: list[Any]) -> Kind:
+    """What a column holds, by its values that say anything."""
+    said = [value for value in values if not _is_blank(value)]
+    if not said:
+        return "nothing"
+    if any(isinstance(value, dict) for value in said):
+        return "nested"
+    listed = sum(isinstance(value, list) for value in said)
+    parts = [part for value in said for part in _flat(value)]
+    if listed not in (0, len(said)) or any(isinstance(part, dict) for part in parts):
+        return "nested"
+    if all(not isinstance(part, str) or _NUMBER.fullmatch(part.strip()) for part in parts):
+        return "numbers"
+    if listed:
+        return "lists"
+    words = [str(value).strip() for value in said]
+    marked = sum(bool(_ID_MARK.search(word)) for word in words)
+    single = len(set(words)) == len(words) and not any(" " in word for word in words)
+    # Numbers of a shop and addresses of pictures describe nothing: another one for each item.
+    if (
+        single
+        and len(words) > FEWEST_IDS
+        and marked > 0.9 * len(words)
+        and _plain(name) not in FIRST
+    ):
+        return "ids"
+    return "texts"
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value != value or value == [] or str(value).strip() == ""
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def _texts(values: list[Any]) -> pa.Array:
+    texts = [None if _is_blank(value) else _unbroken(str(value)) for value in values]
+    return pa.array(texts, pa.string())
+
+
+def _lists(values: list[Any]) -> pa.Array:
+    """Lists of texts, nested ones made flat; null for an empty one."""
+    lists = [
+        [_unbroken(str(part)) for part in _flat(value) if not _is_blank(part)] for value in values
+    ]
+    return pa.array([parts or None for parts in lists], pa.list_(pa.string()))
+
+
+def _unbroken(text: str) -> str:
+    """Halves of characters, which JSON can spell and no file can hold, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """One dictionary a row."""
+    if not path.is_file():
+        raise InputError(f"the table of items {path} does not exist or is not a file")
+    name = path.name.removesuffix(".gz")
+    if path.name.endswith((".parquet", ".pq")):
+        import pyarrow.parquet as pq
+
+        try:
+            return list(pq.ParquetFile(path).read().to_pylist())
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path} cannot be read as Parquet: {error}") from None
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if name.endswith((".json", ".jsonl", ".ndjson")):
+        return _json_rows(path, text)
+    return _csv_rows(path, text)
+
+
+def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    rows = []
+    # Not splitlines: a text may hold other ends of lines, as U+2028.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number} is not a JSON object: {line[:80]}")
+        rows.append(row)
+    return rows
+
+
+def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    first = text.partition("\n")[0].rstrip("\r")
+    delimiter = max(("\t", ",", ";", "|"), key=lambda mark: (first.count(mark), mark == ","))
+    # Between tabs, quotes are as they stand.
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting, strict=True)
+    rows: list[dict[str, Any]] = []
+    try:
+        header = next(reader, [])
+        if len(set(header)) != len(header) or not all(header):
+            raise InputError(
+                f"{path}: the first line must name each column once, got {first[:120]!r}"
+            )
+        for values in reader:
+            if values and len(values) != len(header):
+                raise InputError(
+                    f"{path}, line {reader.line_num} has {len(values)} fields, the first line"
+                    f" {len(header)}"
+                )
+            rows += [dict(zip(header, values, strict=True))] if values else []
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num} cannot be read: {error}") from None
+    return rows

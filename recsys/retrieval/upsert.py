@@ -1,0 +1,100 @@
+"""Items that come after training: a snapshot with them in it, beside the one that serves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from recsys.data.sequences import int_array
+from recsys.errors import InputError
+from recsys.layers.item_encoder import with_items
+from recsys.models.base import Recommender
+from recsys.retrieval.snapshot import Snapshot
+
+
+def upserted(
+    now: Snapshot, items: Any, vectors: Callable[[pa.Table], np.ndarray] | None
+) -> Snapshot:
+    """`now` with new items behind its last, and new texts for those it has."""
+    if vectors is None:
+        raise InputError(
+            "this model knows items by learned vectors alone and cannot serve new ones: train it"
+            " with model.item_encoder=text or id+text"
+        )
+    if now.index is not None:
+        raise InputError('an index does not grow: load the retriever with index="exact"')
+    given = _given(items, now.catalogue)
+    known = pc.index_in(given["item"], value_set=now.vocab.raw_ids)
+    described = _described(given, now.catalogue, known)
+    known_N = pc.fill_null(known, -1).to_numpy().astype(np.int64)
+    new_N = known_N < 0
+    place_N = known_N + 1
+    place_N[new_N] = len(now.vocab) + 1 + np.arange(new_N.sum())
+    features_NF = torch.from_numpy(vectors(described)).to(now.device)
+    try:
+        model = with_items(now.model, torch.from_numpy(place_N).to(now.device), features_NF)
+    except ValueError as error:
+        raise InputError(f"this model cannot serve new items: {error}") from None
+    assert isinstance(model, Recommender)
+    return Snapshot(model, _catalogue(now.catalogue, described, place_N), None, now.device)
+
+
+def _given(items: Any, catalogue: pa.Table) -> pa.Table:
+    """The items as an Arrow table whose ids have the catalogue's type."""
+    if not isinstance(items, pa.Table):
+        try:
+            items = pa.Table.from_pandas(items, preserve_index=False)
+        except (AttributeError, TypeError, pa.ArrowInvalid) as error:
+            raise InputError(
+                f"items must be a pandas DataFrame or an Arrow table, got {type(items).__name__}:"
+                f" {error}"
+            ) from None
+    if "item" not in items.column_names:
+        names = ", ".join(map(repr, items.column_names))
+        raise InputError(f"items have no column 'item' of raw ids (columns: {names})")
+    if items.num_rows == 0:
+        raise InputError("items are empty: there is nothing to serve")
+    kind = catalogue.schema.field("item").type
+    try:
+        ids = items["item"].cast(kind).combine_chunks()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"ids of items must be {kind}, as in training: {error}") from None
+    if ids.null_count:
+        raise InputError("an item without an id cannot be served")
+    if pc.count_distinct(ids).as_py() < len(ids):
+        raise InputError("items name an id twice")
+    return items.set_column(items.column_names.index("item"), "item", ids)
+
+
+def _described(given: pa.Table, catalogue: pa.Table, known: pa.Array) -> pa.Table:
+    """The given rows with every column of the catalogue: what is not said again of a known item
+    stays, and what is not said of a new one is null. Other columns are kept behind them."""
+    columns = {"item": given["item"]}
+    for field in catalogue.schema:
+        if field.name == "count":
+            columns["count"] = pc.fill_null(catalogue["count"].take(known), 0)
+        elif field.name not in columns:
+            said = field.name in given.column_names
+            columns[field.name] = (
+                _cast(given[field.name], field) if said else catalogue[field.name].take(known)
+            )
+    return pa.table({**{name: given[name] for name in given.column_names}, **columns})
+
+
+def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    try:
+        return column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"column {field.name!r} of items must be {field.type}: {error}") from None
+
+
+def _catalogue(before: pa.Table, described: pa.Table, place_N: np.ndarray) -> pa.Table:
+    """The catalogue with the described items at their places."""
+    size = max(before.num_rows, int(place_N.max()))
+    source = np.arange(size)
+    source[place_N - 1] = before.num_rows + np.arange(len(place_N))
+    both = pa.concat_tables([before, described.select(before.column_names)])
+    return both.take(int_array(source))

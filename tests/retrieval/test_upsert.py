@@ -1,0 +1,147 @@
+"""Items that come after training: found by their text, whatever happens to the others."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from recsys.data.prepare import DataConfig
+from recsys.data.sequences import SequenceDataset
+from recsys.errors import InputError
+from recsys.eval.report import evaluate_run
+from recsys.retrieval import Retriever
+from recsys.run import prepare, train
+
+KINDS = ["cream", "hose", "lamp", "soap"]
+SMALL = {
+    "model.dim": 16,
+    "model.max_len": 6,
+    "model.dropout": 0.0,
+    "trainer.epochs": 12,
+    "trainer.batch_size": 16,
+    "trainer.lr": 0.01,
+}
+
+
+def item(kind: str, number: int) -> str:
+    return f"{kind}-{number}"
+
+
+def shop_folder(folder: Path, kinds: list[str] = KINDS) -> Path:
+    """People stay with one kind of thing; titles name the kind."""
+    rows = [
+        (f"{kind}{user}", item(kind, (user + step) % 6))
+        for kind in kinds
+        for user in range(12)
+        for step in range(5)
+    ]
+    users, items = zip(*rows, strict=True)
+    titles = folder / "items.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"{item(kind, n)},shiny {kind} number{n}" for kind in kinds for n in range(6)]
+    titles.write_text("\n".join(["item,title", *lines]) + "\n")
+    prepare(
+        pa.table({"user": users, "item": items}),
+        folder / "data",
+        DataConfig(items=str(titles)),
+    )
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shop")
+    data = shop_folder(folder)
+    for encoder in ("id", "text", "id+text"):
+        settings = {**SMALL, "model.item_encoder": encoder}
+        train(data, "sasrec", folder / encoder, settings=settings)
+    return folder
+
+
+NEW = pd.DataFrame({"item": ["cream-new", "hose-new"], "title": ["shiny cream", "shiny hose"]})
+
+
+@pytest.mark.parametrize("encoder", ["text", "id+text"])
+def test_a_new_item_is_recommended_by_its_text_at_once(shop: Path, encoder: str):
+    retriever = Retriever.load(shop / encoder)
+    before = retriever.recommend(["cream-1", "cream-2"], k=24, exclude_seen=False)
+    assert retriever.upsert_items(NEW) == 2
+    found = retriever.recommend(["cream-1", "cream-2"], k=26, exclude_seen=False)
+    place = found.items.index
+    assert place("cream-new") < place("hose-new")
+    assert found.titles[place("cream-new")] == "shiny cream"
+    old = [(i, s) for i, s in zip(found.items, found.scores, strict=True) if "new" not in i]
+    assert [name for name, _ in old] == before.items
+    assert [score for _, score in old] == pytest.approx(before.scores, abs=1e-5)
+
+
+def test_a_new_item_may_stand_in_a_history(shop: Path):
+    retriever = Retriever.load(shop / "text")
+    assert retriever.recommend(["hose-new"]).fallback == "popularity"
+    retriever.upsert_items(NEW)
+    found = retriever.recommend(["hose-new"], k=5)
+    assert found.fallback is None
+    assert {name.partition("-")[0] for name in found.items[:3]} == {"hose"}
+
+
+def test_a_known_item_takes_its_new_text_and_keeps_what_is_not_said_again(shop: Path):
+    retriever = Retriever.load(shop / "text")
+    assert retriever.upsert_items(pa.table({"item": ["lamp-0"], "title": ["shiny cream"]})) == 0
+    found = retriever.recommend(["cream-1", "cream-2"], k=24)
+    assert found.items.index("lamp-0") < found.items.index("lamp-1")
+    assert retriever.titles(["lamp-0", "lamp-1"]) == ["shiny cream", "shiny lamp number1"]
+    said_nothing = Retriever.load(shop / "text")
+    said_nothing.upsert_items(pa.table({"item": ["lamp-0"]}))
+    plain = Retriever.load(shop / "text").recommend(["cream-1"], k=24)
+    assert said_nothing.recommend(["cream-1"], k=24).items == plain.items
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (pd.DataFrame({"id": ["a"], "title": ["x"]}), "no column 'item'"),
+        (pd.DataFrame({"item": ["a", "a"], "title": ["x", "y"]}), "name an id twice"),
+        (pd.DataFrame({"item": ["a", None], "title": ["x", "y"]}), "without an id"),
+        (pa.table({"item": pa.array([], pa.string())}), "are empty"),
+        (pa.table({"item": ["a"], "title": [["x"]]}), "column 'title' of items must be string"),
+        ([{"item": "a"}], "must be a pandas DataFrame or an Arrow table"),
+    ],
+)
+def test_items_that_cannot_be_served_are_refused_and_nothing_changes(shop: Path, items, message):
+    retriever = Retriever.load(shop / "text")
+    with pytest.raises(InputError, match=message):
+        retriever.upsert_items(items)
+    assert len(retriever.vocab) == 24
+
+
+def test_a_model_that_knows_items_by_number_refuses_new_ones(shop: Path):
+    with pytest.raises(InputError, match=r"train it with model.item_encoder=text or id\+text"):
+        Retriever.load(shop / "id").upsert_items(NEW)
+
+
+def test_a_text_model_is_tried_on_another_catalogue(shop: Path, tmp_path: Path):
+    other = SequenceDataset.load(shop_folder(tmp_path, ["cream", "hose"]))
+    found = evaluate_run(shop / "text", dataset=other)
+    assert found["protocol"]["transfer_from"] == "dataframe"
+    assert found["data"]["items"] == 12
+    # The histories of a kind are followed by things of that kind: 6 of 12 items.
+    assert found["metrics"]["hr@5"]["value"] > 0.9
+    for encoder in ("id", "id+text"):
+        with pytest.raises(InputError, match="was trained on data"):
+            evaluate_run(shop / encoder, dataset=other)
+
+
+def test_targets_that_training_never_saw_have_a_section_of_their_own(tmp_path: Path):
+    rows = [
+        (f"u{user}", item("cream", (user + step) % 6)) for user in range(12) for step in range(5)
+    ]
+    rows += [(f"u{user}", "cream-cold") for user in range(3)]
+    users, items = zip(*rows, strict=True)
+    prepare(pa.table({"user": users, "item": items}), tmp_path / "data")
+    train(tmp_path / "data", "sasrec", tmp_path / "run", settings={**SMALL, "trainer.epochs": 1})
+    found = evaluate_run(tmp_path / "run", ks=(1, 5))
+    cold = found["cold"]
+    assert cold["targets"] == found["split"]["targets_never_trained"] == 3
+    assert set(cold["metrics"]) == set(found["metrics"])
+    assert cold["baselines"]["popular"]["hr@1"] == 0
