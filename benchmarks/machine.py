@@ -20,6 +20,9 @@ DATA = {
     "yoochoose-test": "sessions/yoochoose1_64_test.txt.gz",
     "diginetica": "sessions/diginetica_train.txt.gz",
     "diginetica-test": "sessions/diginetica_test.txt.gz",
+    "scientific": "amazon-scientific",
+    "beauty-items": "s3rec/Beauty_item_text.jsonl.gz",
+    "ml1m-text": "movielens-1m",
 }
 """Data sets of the benchmarks: a path under $RECSYS_DATA, or the name of a source."""
 
