@@ -27,7 +27,7 @@ from torch import Tensor
 from recsys.config import from_dict
 from recsys.data.vocab import Vocab
 from recsys.errors import InputError, WorkError
-from recsys.models.base import Recommender, model_class, new_model
+from recsys.models.base import Recommender, SequenceModel, model_class, new_model
 
 CONFIG, WEIGHTS, ITEMS = "config.json", "model.safetensors", "items.parquet"
 HISTORY, METRICS, STATE = "history.jsonl", "metrics.json", "state/trainer.safetensors"
@@ -194,20 +194,34 @@ def load_model(
     # Fixed vectors lie among the weights: a run folder needs neither the texts nor their encoder.
     fixed = [key for key, x in tensors.items() if _is_features(key) and x.dim() == 2]
     if features_VF is not None:
-        if settings.get("item_encoder") != "text":
+        if not knows_by_text(config["model"]):
             raise InputError(
                 f"{run} knows items by learned vectors of their own, which another catalogue has"
                 " not: only runs with model.item_encoder=text go over to other data"
             )
         tensors.update(dict.fromkeys(fixed, features_VF))
+        # What is kept of the run's own items is computed anew below, in its own shape.
+        tensors = {key: x for key, x in tensors.items() if key.rpartition(".")[2] != "table"}
         num_items = len(features_VF) - 1
     try:
         model = build_model(name, settings, num_items, tensors[fixed[0]] if fixed else None)
     except InputError as error:
         raise InputError(f"{run / CONFIG} is damaged: {error}") from None
-    _check_fit(run, name, tensors, model.state_dict(), num_items)
+    expected = model.state_dict()
+    if features_VF is not None:
+        tensors = {key: x for key, x in expected.items() if key not in tensors} | tensors
+    _check_fit(run, name, tensors, expected, num_items)
     model.load_state_dict(tensors)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if features_VF is not None and isinstance(model, SequenceModel):
+        model.renew()
+    return model
+
+
+def knows_by_text(described: dict[str, Any]) -> bool:
+    """Whether the model of a config.json knows items by nothing but what is said of them."""
+    by_tokens = bool(model_class(described["name"]).reads_tokens)
+    return by_tokens or described.get("item_encoder") == "text"
 
 
 def _is_features(key: str) -> bool:

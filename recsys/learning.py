@@ -8,14 +8,15 @@ import numpy as np
 import torch
 
 from recsys import checkpoint
-from recsys.data.item_vectors import fit_item_vectors
+from recsys.data.item_vectors import ItemVectors, fit_item_vectors
 from recsys.data.loader import TrainLoader, flat_positions, windows
 from recsys.data.sequences import SequenceDataset
 from recsys.data.split import Histories, Split
+from recsys.data.token_rows import TokenRows, fit_token_rows
 from recsys.errors import InputError
 from recsys.eval.evaluator import evaluate as evaluate_model
 from recsys.eval.report import DEFAULT_KS
-from recsys.models.base import SequenceModel, new_model
+from recsys.models.base import SequenceModel, model_class, new_model
 from recsys.settings import RunConfig, metric_cutoff
 from recsys.training.objectives import next_item
 from recsys.training.trainer import Trainer, precision
@@ -99,6 +100,7 @@ class Learning:
         torch.manual_seed(config.seed)
         model = new_model(config.model_name, config.model, self.dataset.num_items, self.features_VF)
         assert isinstance(model, SequenceModel)
+        model.begin(self.reporter.line)
         max_items = model.max_len + 1  # every item but the last has a next one to learn
         if config.trainer.long_histories == "windows":
             histories = windows(histories, max_items)
@@ -148,11 +150,20 @@ def item_features(
     accelerator: "Accelerator",
     reporter: Reporter,
 ) -> torch.Tensor | None:
-    """[V+1, F] the fixed vectors of the items, where the model knows them by any; what made them
-    stays in the run folder, for items that come later."""
-    if config.model.item_encoder == "id":
+    """[V+1, F] the fixed vectors or the tokens of the items, where the model knows them by any.
+
+    What made them stays in the run folder, for items that come later.
+    """
+    catalogue, report = dataset.catalogue, reporter.line
+    if model_class(config.model_name).reads_tokens:
+        limits = config.model.max_item_tokens, config.model.max_attribute_tokens
+        made: ItemVectors | TokenRows = fit_token_rows(
+            [catalogue], config.model.encoder, config.model.vocab_size, *limits, report
+        )
+    elif config.model.item_encoder != "id":
+        made = fit_item_vectors(catalogue, config.model.item_vectors, report)
+    else:
         return None
-    vectors = fit_item_vectors(dataset.catalogue, config.model.item_vectors, reporter.line)
     if accelerator.is_main_process:
-        vectors.save(run)
-    return torch.from_numpy(vectors.padded(dataset.catalogue))
+        made.save(run)
+    return torch.from_numpy(made.padded(catalogue))

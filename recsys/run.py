@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,6 +116,9 @@ def plan(
             "train needs --model (see `recsys models`) and --data (see `recsys data list`)"
         )
     config = configure(model, settings, base=base, seed=seed, refit=refit or None)
+    if not resume and model_class(model).reads_tokens:
+        # The run folder must say the sizes of its encoder: later it is read without that.
+        config = replace(config, model=config.model.resolved())
     options = DataConfig() if resume and is_prepared(data) else config.data
     dataset, folder = open_data(data, options, reporter.line)
     return Job(

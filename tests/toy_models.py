@@ -19,11 +19,33 @@ COUNTED = [name for name in model_names() if issubclass(model_class(name), Count
 STEPWISE = [name for name in LEARNED if hasattr(model_class(name), "step")]
 CAUSAL = [name for name in LEARNED if asks_at_every_position(model_class(name))]
 """Models that train on every position at once, each of which asks for the item behind it."""
-TINY = {"dim": 16, "num_layers": 1, "num_heads": 2, "max_len": 6, "dropout": 0.0}
+TINY = {
+    "dim": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "max_len": 6,
+    "dropout": 0.0,
+    "vocab_size": 32,
+    "max_tokens": 32,
+    "window": 4,
+    "targets": 8,
+    "refresh_epochs": 1,
+}
 NUM_ITEMS = 12
 HISTORIES = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 12], [5, 8], [9, 7, 9, 3, 2]]
 """Of 2 to max_len + 1 items, as a model trains on."""
 SHORT = [[3, 1, 4], [6], [5, 12]]
+
+
+def toy_features(name: str, num_items: int = NUM_ITEMS) -> torch.Tensor | None:
+    """Texts for a model that reads any: an item's is a key and one of 8 words, twice."""
+    if not model_class(name).reads_tokens:
+        return None
+    items = torch.arange(num_items + 1)
+    key, first, second = torch.full_like(items, 4), 5 + items % 8, 13 + items // 8
+    rows = torch.stack([key * 4 + 1, first * 4 + 2, second * 4 + 2], dim=1)
+    rows[0] = torch.tensor([1 * 4, 2 * 4, 3 * 4])  # [CLS], [MASK], [PAD]
+    return rows.to(torch.int32)
 
 
 def tiny_config(name: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from recsys.data.sequences import SequenceDataset
+from recsys.data.text import without_text
 from recsys.errors import InputError
 
 TEST_FACTS = ("test_users", "items_only_in_test")
@@ -14,7 +15,8 @@ _SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def describe(dataset: SequenceDataset) -> dict[str, Any]:
-    """Facts as JSON values. `repeats`: share of interactions with an item the user had before.
+    """Facts as JSON values. `repeats`: share of interactions with an item the user had before;
+    `items_without_text`: items of which nothing is known in words.
 
     A data set with a test set of its own adds `test_users` and `items_only_in_test`.
     """
@@ -28,6 +30,7 @@ def describe(dataset: SequenceDataset) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "users": len(lengths),
         "items": dataset.num_items,
+        "items_without_text": without_text(dataset.catalogue),
         "interactions": total,
         "density": total / (len(lengths) * dataset.num_items),
         "repeats": 1 - pairs / total,

@@ -209,9 +209,11 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
 def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
     first = text.partition("\n")[0].rstrip("\r")
     delimiter = max(("\t", ",", ";", "|"), key=lambda mark: (first.count(mark), mark == ","))
-    # Between tabs, quotes are as they stand.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting, strict=True)
+    lines = io.StringIO(text)
+    if delimiter == "\t":  # there, quotes are as they stand
+        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
     rows: list[dict[str, Any]] = []
     try:
         header = next(reader, [])

@@ -4,7 +4,6 @@ What makes them is kept in the run folder, in `item_vectors.safetensors`, so tha
 later is described in the same way.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,21 +13,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.text import Report, item_attributes, sentences
+from recsys.data.encoder import encode_texts, encoder_digest, encoder_dim, unit
+from recsys.data.item_table import ID_COLUMNS
+from recsys.data.text import Report, item_attributes, need_package, sentences
 from recsys.errors import InputError
 
 ITEM_VECTORS = "item_vectors.safetensors"
 TFIDF_DIM = 256
 """Numbers of a vector made from words."""
-ENCODER_BATCH = 64
-"""Texts that an encoder reads at once."""
+MOST_WORDS = 50_000
+"""Words and pairs of words, the most frequent ones; each costs TFIDF_DIM numbers on disk."""
 
 
 class ItemVectors:
     """Makes vectors of items that a table describes."""
 
+    dim: int
+    """F, numbers of a vector."""
+
     def transform(self, catalogue: pa.Table) -> np.ndarray:
-        """float32 [rows, F]; zeros for an item of which nothing is known."""
+        """float32 [rows, F], of items old or new; zeros for one of which nothing is known."""
         raise NotImplementedError(f"{type(self).__name__} does not define transform")
 
     def padded(self, catalogue: pa.Table) -> np.ndarray:
@@ -60,11 +64,13 @@ class TfidfVectors(ItemVectors):
 
     def __init__(self, vocabulary: list[str], idf: np.ndarray, components: np.ndarray):
         self.vocabulary, self.idf, self.components = vocabulary, idf, components
+        self.dim = len(components)
 
     @classmethod
     def fit(cls, catalogue: pa.Table, report: Report | None = None) -> "TfidfVectors":
-        """Learn words, weights and directions from the texts of a catalogue."""
-        _need("sklearn", "scikit-learn")
+        """Learn words, weights and directions from the texts of a catalogue. InputError where they
+        hold too few words."""
+        need_package("sklearn", "scikit-learn")
         from sklearn.decomposition import TruncatedSVD
 
         texts = sentences(item_attributes(catalogue, report))
@@ -84,11 +90,11 @@ class TfidfVectors(ItemVectors):
 
     def transform(self, catalogue: pa.Table) -> np.ndarray:
         """float32 [rows, F] of length 1; zeros where no word is known."""
-        _need("sklearn", "scikit-learn")
+        need_package("sklearn", "scikit-learn")
         words = _vectorizer(self.vocabulary)
         words.idf_ = self.idf
         weighed = words.transform(sentences(item_attributes(catalogue)))
-        return _unit(np.asarray(weighed @ self.components.T, dtype=np.float32))
+        return unit(np.asarray(weighed @ self.components.T, dtype=np.float32))
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays = {"idf": self.idf, "components": np.ascontiguousarray(self.components)}
@@ -98,9 +104,17 @@ class TfidfVectors(ItemVectors):
 class EncoderVectors(ItemVectors):
     """A pretrained text encoder, from a folder or the hub, over each item's sentence; length 1."""
 
-    def __init__(self, path: str, digest: str | None = None, report: Report | None = None):
-        self.path, self.report = path, report
-        self.digest = encoder_digest(path) if digest is None else digest
+    def __init__(self, path: str, digest: str, dim: int, report: Report | None = None):
+        """`digest` is the SHA-256 over the encoder's weights that `transform` expects."""
+        self.path, self.digest, self.dim = path, digest, dim
+        self.report = report or _quiet
+
+    @classmethod
+    def fit(cls, path: str, report: Report | None = None) -> "EncoderVectors":
+        """The encoder as it is now. InputError where there is none."""
+        if Path(path).is_dir():
+            path = str(Path(path).resolve())
+        return cls(path, encoder_digest(path), encoder_dim(path), report)
 
     def transform(self, catalogue: pa.Table) -> np.ndarray:
         """float32 [rows, F] of length 1. InputError where the encoder is not what it was."""
@@ -109,50 +123,69 @@ class EncoderVectors(ItemVectors):
                 f"the encoder {self.path} has other weights ({now[:12]}) than those that the items"
                 f" were encoded with ({self.digest[:12]})"
             )
-        texts = sentences(item_attributes(catalogue))
-        return _unit(_encoded(self.path, texts, self.report or _quiet))
+        texts = sentences(item_attributes(catalogue, self.report))
+        return encode_texts(self.path, texts, self.report)
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        return {"none": np.zeros(1, np.float32)}, {
-            "kind": "encoder",
-            "path": self.path,
-            "digest": self.digest,
-        }
+        about = {"kind": "encoder", "path": self.path, "digest": self.digest, "dim": self.dim}
+        return {}, about
 
 
 class FileVectors(ItemVectors):
-    """Vectors from a Parquet file: a column of item ids, and a column of lists or one a number."""
+    """Vectors from a Parquet file: a column of item ids, and one of lists or a column a number."""
 
-    def __init__(self, path: str, report: Report | None = None):
-        self.path, self.report = path, report
+    def __init__(self, path: str, dim: int, missing: frozenset[str] = frozenset()):
+        """`missing` are ids, as texts, of items that the file did not have in training."""
+        self.path, self.dim, self.missing = path, dim, missing
+
+    @classmethod
+    def fit(cls, catalogue: pa.Table, path: str, report: Report | None = None) -> "FileVectors":
+        """Of the items of a catalogue; those that the file lacks are counted and get zeros.
+        InputError where it has none of them, or holds no vectors."""
+        path = str(Path(path).resolve())
+        ids, vectors = _read_vectors(Path(path))
+        wanted = _texts_of(catalogue["item"])
+        lacking = pc.is_null(pc.index_in(wanted, value_set=ids))
+        missing = wanted.filter(lacking).to_pylist()
+        if len(missing) == len(wanted):
+            raise InputError(f"{path} has a vector of none of the {len(wanted):,} items")
+        if missing and report is not None:
+            report(f"{len(missing):,} of {len(wanted):,} items have no vector in {path}")
+        return cls(path, vectors.shape[1], frozenset(missing))
 
     def transform(self, catalogue: pa.Table) -> np.ndarray:
-        """float32 [rows, F]: of a column `vector`, else of the file; zeros for items not in it."""
+        """float32 [rows, F]: a column `vector` of lists where there is one, else of the file.
+
+        InputError for a new item that neither of them has: no text says what its vector would be.
+        """
         if "vector" in catalogue.column_names:
-            return _matrix(catalogue.select(["vector"]), "column 'vector' of the items")
-        table = _read_vectors(Path(self.path))
-        keys = table["item"].combine_chunks()
-        if pc.count_distinct(keys).as_py() < len(keys):
-            raise InputError(f"{self.path} names an item twice")
-        try:
-            keys = keys.cast(catalogue.schema.field("item").type)
-        except pa.ArrowInvalid:
-            keys = keys.cast(pa.string())
-        wanted = catalogue["item"].combine_chunks().cast(keys.type)
-        place = pc.index_in(wanted, value_set=keys)
-        missing = place.null_count
-        if missing == len(wanted):
-            raise InputError(f"{self.path} has a vector of none of the items")
-        if missing and self.report is not None:
-            self.report(f"{missing:,} of {len(wanted):,} items have no vector in {self.path}")
-        found = _matrix(table.drop_columns(["item"]), self.path)
-        rows = np.array(pc.fill_null(place, 0).to_pylist(), dtype=np.int64)
-        vectors: np.ndarray = found[rows]
-        vectors[np.array(pc.is_null(place).to_pylist())] = 0
+            given = _matrix(catalogue.select(["vector"]), "column 'vector' of the items")
+            return self._checked(given, "column 'vector' of the items")
+        ids, vectors = _read_vectors(Path(self.path))
+        wanted = _texts_of(catalogue["item"])
+        place = pc.index_in(wanted, value_set=ids)
+        lacking = pc.is_null(place)
+        new = [item for item in wanted.filter(lacking).to_pylist() if item not in self.missing]
+        if new:
+            raise InputError(
+                f"{self.path} has no vector of {len(new):,} items, as {new[0]!r}: add them there,"
+                " or give them in a column 'vector'"
+            )
+        found = self._checked(vectors, self.path)[pc.fill_null(place, 0).to_numpy()]
+        found[lacking.to_numpy(zero_copy_only=False)] = 0
+        return found
+
+    def _checked(self, vectors: np.ndarray, where: str) -> np.ndarray:
+        if vectors.shape[1] != self.dim:
+            raise InputError(
+                f"{where} holds vectors of {vectors.shape[1]} numbers, those of training had"
+                f" {self.dim}"
+            )
         return vectors
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        return {"none": np.zeros(1, np.float32)}, {"kind": "file", "path": self.path}
+        about = {"kind": "file", "path": self.path, "dim": self.dim}
+        return {}, {**about, "missing": sorted(self.missing)}
 
 
 def fit_item_vectors(catalogue: pa.Table, source: str, report: Report | None = None) -> ItemVectors:
@@ -163,8 +196,8 @@ def fit_item_vectors(catalogue: pa.Table, source: str, report: Report | None = N
     if source == "tfidf":
         return TfidfVectors.fit(catalogue, report)
     if source.endswith(".parquet"):
-        return FileVectors(str(Path(source).resolve()), report)
-    return EncoderVectors(source, report=report)
+        return FileVectors.fit(catalogue, source, report)
+    return EncoderVectors.fit(source, report)
 
 
 def load_item_vectors(run: Path) -> ItemVectors:
@@ -181,98 +214,22 @@ def load_item_vectors(run: Path) -> ItemVectors:
         kind = about["kind"]
         if kind == "tfidf":
             words = [str(word) for word in about["vocabulary"]]
-            if arrays["idf"].shape != (len(words),) or arrays["components"].shape[1] != len(words):
+            known = len(set(words))
+            if arrays["idf"].shape != (known,) or arrays["components"].shape[1] != len(words):
                 raise ValueError("its parts do not fit together")
             return TfidfVectors(words, arrays["idf"], arrays["components"])
         if kind == "encoder":
-            return EncoderVectors(str(about["path"]), str(about["digest"]))
+            return EncoderVectors(str(about["path"]), str(about["digest"]), int(about["dim"]))
         if kind == "file":
-            return FileVectors(str(about["path"]))
+            missing = frozenset(map(str, about["missing"]))
+            return FileVectors(str(about["path"]), int(about["dim"]), missing)
         raise ValueError(f"unknown kind {kind!r}")
     except (SafetensorError, KeyError, TypeError, ValueError, IndexError, OSError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
 
 
-def encoder_digest(path: str) -> str:
-    """SHA-256 of an encoder's weights in a local folder, or of a hub id's name.
-
-    InputError where a folder holds no encoder.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        if folder.exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
-            raise InputError(
-                f"model.item_vectors={path} is neither tfidf, nor a .parquet file, nor the folder"
-                " or hub id of a text encoder"
-            )
-        return hashlib.sha256(path.encode()).hexdigest()
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights or not (folder / "config.json").is_file():
-        raise InputError(
-            f"{path} is not a text encoder: it needs config.json, a tokenizer and .safetensors"
-        )
-    digest = hashlib.sha256()
-    for file in weights:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _encoded(path: str, texts: list[str], report: Report) -> np.ndarray:
-    """float32 [texts, F]: the mean over a text's tokens, or its first token where the folder says
-    so."""
-    _need("transformers", "transformers")
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        encoder = AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} cannot be read as a text encoder: {reason}") from None
-    encoder.eval()
-    limit = min(tokenizer.model_max_length, encoder.config.max_position_embeddings, 512)
-    first = _reads_first_token(Path(path))
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    found: list[np.ndarray] = [np.empty(0)] * len(texts)
-    cut = 0
-    with torch.inference_mode():
-        for start in range(0, len(order), ENCODER_BATCH):
-            rows = order[start : start + ENCODER_BATCH]
-            batch = tokenizer(
-                [texts[row] for row in rows],
-                padding=True,
-                truncation=True,
-                max_length=limit,
-                return_tensors="pt",
-            )
-            cut += int((batch["attention_mask"].sum(1) == limit).sum())
-            hidden_BLD = encoder(**batch).last_hidden_state
-            real_BL1 = batch["attention_mask"][:, :, None]
-            pooled = (hidden_BLD * real_BL1).sum(1) / real_BL1.sum(1)
-            for row, vector in zip(rows, hidden_BLD[:, 0] if first else pooled, strict=True):
-                found[row] = vector.float().numpy()
-    if cut:
-        report(f"{cut:,} of {len(texts):,} texts were cut at the encoder's {limit} tokens")
-    vectors = np.stack(found)
-    vectors[[not text for text in texts]] = 0
-    return vectors
-
-
-def _reads_first_token(folder: Path) -> bool:
-    """Whether an encoder's folder asks for its first token in the place of a mean."""
-    pooling = folder / "1_Pooling" / "config.json"
-    if not pooling.is_file():
-        return False
-    try:
-        return bool(json.loads(pooling.read_text(encoding="utf-8")).get("pooling_mode_cls_token"))
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{pooling} is damaged: {error}") from None
-
-
-def _read_vectors(file: Path) -> pa.Table:
+def _read_vectors(file: Path) -> tuple[pa.Array, np.ndarray]:
+    """(ids as texts, float32 [ids, F]) of a Parquet file."""
     import pyarrow.parquet as pq
 
     try:
@@ -281,29 +238,58 @@ def _read_vectors(file: Path) -> pa.Table:
         raise InputError(f"the file of item vectors {file} does not exist") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{file} cannot be read as Parquet: {error}") from None
-    name = next((n for n in ("item", "item_id", "id") if n in table.column_names), None)
-    if name is None:
-        names = ", ".join(map(repr, table.column_names))
-        raise InputError(f"{file} has no column 'item' of item ids (columns: {names})")
-    return table.rename_columns(["item" if n == name else n for n in table.column_names])
+    names = [name for name in table.column_names if not name.startswith("__index_level_")]
+    key = next((name for name in ID_COLUMNS if name in names), None)
+    if key is None:
+        raise InputError(
+            f"{file} has no column of item ids, as 'item' (columns: {', '.join(map(repr, names))})"
+        )
+    ids = _texts_of(table[key])
+    if ids.null_count:
+        raise InputError(f"{file} has a row without an item in its column {key!r}")
+    if (different := pc.count_distinct(ids).as_py()) < len(ids):
+        raise InputError(f"{file} names {len(ids) - different:,} items twice in {key!r}")
+    return ids, _matrix(table.select([name for name in names if name != key]), str(file))
+
+
+def _texts_of(ids: pa.ChunkedArray) -> pa.Array:
+    """Raw ids as they are compared: 7 and "7" are one item, whatever file they stand in."""
+    return ids.cast(pa.string()).combine_chunks()
 
 
 def _matrix(table: pa.Table, where: str) -> np.ndarray:
-    """float32 [rows, F] of one column of lists, or of columns of numbers."""
-    columns = [column.combine_chunks() for column in table.columns]
-    if len(columns) == 1 and not _is_number(columns[0].type):
-        rows = columns[0].to_pylist()
-        widths = {len(row) for row in rows if isinstance(row, list)}
-        if len(widths) != 1 or not all(isinstance(row, list) for row in rows):
-            raise InputError(f"{where} must hold lists of numbers of one length")
-        matrix = np.array(rows, dtype=np.float32)
+    """float32 [rows, F] of the one column of lists, or else of columns that are numbers alone."""
+    lists = [name for name in table.column_names if _is_list(table[name].type)]
+    if len(lists) > 1:
+        raise InputError(f"{where} holds vectors in {', '.join(lists)}: leave one of them")
+    if lists:
+        matrix = _rows_of(table[lists[0]], f"{where}: {lists[0]!r}")
     else:
-        if not columns or not all(_is_number(column.type) for column in columns):
-            raise InputError(f"{where} must hold a column of lists, or columns of numbers alone")
-        matrix = np.stack([np.array(c.to_pylist(), dtype=np.float32) for c in columns], axis=1)
+        if not table.column_names or not all(map(_is_number, table.schema.types)):
+            raise InputError(
+                f"{where} must hold a column of lists of numbers, or columns of numbers alone"
+                f" (columns: {', '.join(map(repr, table.column_names))})"
+            )
+        columns = [column.cast(pa.float32()).to_numpy() for column in table.columns]
+        matrix = np.stack(columns, axis=1)
     if not np.isfinite(matrix).all():
         raise InputError(f"{where} holds a number that is not finite")
     return matrix
+
+
+def _rows_of(column: pa.ChunkedArray, where: str) -> np.ndarray:
+    if not _is_number(column.type.value_type) or column.null_count:
+        raise InputError(f"{where} must be a list of numbers in every row")
+    widths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if len(widths) != 1 or widths[0] < 1:
+        raise InputError(f"{where} must hold lists of one length, found {sorted(widths)[:5]}")
+    flat = pc.list_flatten(column).cast(pa.float32()).to_numpy()
+    return np.array(flat, np.float32).reshape(-1, widths[0])
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_one(kind) for is_one in lists)
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -317,22 +303,10 @@ def _vectorizer(vocabulary: list[str] | None, min_df: int = 1) -> Any:
         ngram_range=(1, 2),
         sublinear_tf=True,
         min_df=min_df,
+        max_features=MOST_WORDS if vocabulary is None else None,
         vocabulary=vocabulary,
         dtype=np.float32,
     )
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: np.ndarray = vectors / np.maximum(length, 1e-12)
-    return unit.astype(np.float32)
-
-
-def _need(module: str, package: str) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec(module) is None:
-        raise InputError(f"texts of items need the package {package}: pip install 'recsys[text]'")
 
 
 def _quiet(text: str) -> None:

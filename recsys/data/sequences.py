@@ -6,7 +6,8 @@ A prepared data set is a folder:
     sequences.arrow    Arrow IPC, one record batch, a row a user: user (raw id), items
                        (large_list<int32>), timestamps (large_list<int64>; not in a log without)
     items.parquet      a row an item, in order of item number: item (raw id), count, and title,
-                       brand, categories, text where the source has them
+                       brand, categories, text where the source has them, or the columns of texts
+                       of the user's own table of items
 """
 
 import hashlib

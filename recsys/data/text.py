@@ -1,5 +1,6 @@
 """What a catalogue says of its items in words, as attributes and as sentences."""
 
+import importlib.util
 import re
 import unicodedata
 from collections.abc import Callable
@@ -82,6 +83,12 @@ def without_text(catalogue: pa.Table) -> int:
         size = pc.list_value_length(column) if _is_list(column.type) else pc.utf8_length(column)
         silent = pc.and_(silent, pc.equal(pc.fill_null(size, 0), 0))
     return int(pc.sum(silent).as_py() or 0)
+
+
+def need_package(module: str, package: str) -> None:
+    """InputError unless a package of the extra `text` is installed."""
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"texts of items need the package {package}: pip install 'recsys[text]'")
 
 
 def _text_columns(catalogue: pa.Table) -> list[str]:

@@ -8,9 +8,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from recsys.checkpoint import CONFIG, Device, device_of, load_model, read_config
+from recsys.checkpoint import (
+    CONFIG,
+    Device,
+    device_of,
+    knows_by_text,
+    load_model,
+    read_config,
+)
 from recsys.config import from_dict
-from recsys.data.item_vectors import load_item_vectors
+from recsys.data.item_features import load_item_features
 from recsys.data.loader import flat_positions
 from recsys.data.sequences import SequenceDataset
 from recsys.data.split import Histories, Queries, SplitConfig, split
@@ -58,7 +65,7 @@ def evaluate_run(
     config = read_config(run)
     split_config = _split_config(run, config)
     seen = seen or split_config.seen_items
-    by_text = config["model"].get("item_encoder") == "text"
+    by_text = knows_by_text(config["model"])
     dataset = _the_data(run, config, dataset, other=by_text)
     transfer = dataset.fingerprint != config["dataset"]["fingerprint"]
     parts = split(dataset, split_config)
@@ -73,7 +80,7 @@ def evaluate_run(
     if transfer:
         if through == "index":
             raise InputError(f"the index of {run} holds other items: use --through exact")
-        features_VF = load_item_vectors(run).padded(dataset.catalogue)
+        features_VF = load_item_features(run).padded(dataset.catalogue)
         model = load_model(run, place, features_VF=torch.from_numpy(features_VF))
         evaluation = evaluate(model, dataset, queries, seen, place)
     elif through == "index":

@@ -90,7 +90,7 @@ class FeatureItems(ItemEncoder):
 
     def with_items(self, place_N: Tensor, features_NF: Tensor) -> "FeatureItems":
         """The same with other fixed vectors of some items, or of new ones."""
-        features_VF = _grown(self.features, place_N).index_put((place_N,), features_NF)
+        features_VF = grown(self.features, place_N).index_put((place_N,), features_NF)
         return FeatureItems(features_VF, self.adaptor)
 
 
@@ -113,7 +113,7 @@ class TableAndFeatures(ItemEncoder):
     def with_items(self, place_N: Tensor, features_NF: Tensor) -> "TableAndFeatures":
         """The same with other fixed vectors; new items have none of their own beside them."""
         table = ItemTable(0, self.table.dim)
-        table.weight = nn.Parameter(_grown(self.table.weight.detach(), place_N))
+        table.weight = nn.Parameter(grown(self.table.weight.detach(), place_N))
         return TableAndFeatures(table, self.of_features.with_items(place_N, features_NF))
 
 
@@ -183,6 +183,12 @@ def know_by_features(
                 parent.register_module(child_name, both)
 
 
+def knows_by_features(model: nn.Module) -> bool:
+    """Whether a model knows its items by more than learned vectors."""
+    encoders = [module for module in model.modules() if isinstance(module, ItemEncoder)]
+    return any(not isinstance(encoder, ItemTable) for encoder in encoders)
+
+
 def with_items(model: nn.Module, place_N: Tensor, features_NF: Tensor) -> nn.Module:
     """A copy of a model in which the items place_N have other fixed vectors; numbers above V are
     new items. ValueError where the model knows items by learned vectors alone.
@@ -197,7 +203,7 @@ def with_items(model: nn.Module, place_N: Tensor, features_NF: Tensor) -> nn.Mod
     return model
 
 
-def _grown(table_VD: Tensor, place_N: Tensor) -> Tensor:
+def grown(table_VD: Tensor, place_N: Tensor) -> Tensor:
     """The table with rows of zeros behind it, up to the largest place."""
     more = max(0, int(place_N.max()) + 1 - len(table_VD))
     return torch.cat([table_VD, table_VD.new_zeros(more, table_VD.shape[1])])

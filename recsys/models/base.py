@@ -17,6 +17,7 @@ from recsys.errors import InputError, nearest
 from recsys.layers.item_encoder import ItemEncoder, ItemEncoderName, know_by_features
 from recsys.layers.mixer import State
 
+Report = Callable[[str], None]
 Scorer = Callable[[Batch], Tensor]
 """batch -> [B, V+1] float32 scores; column 0 is padding. The result may be overwritten."""
 
@@ -43,6 +44,9 @@ class Recommender(nn.Module):
     """In a few words, when to choose it."""
     cost: ClassVar[str]
     """What an event costs: arithmetic in training and in `step`, and bytes of state."""
+    reads_tokens: ClassVar[bool] = False
+    """Whether it reads the texts of items: its constructor then takes their tokens, int32 [V+1, W]
+    as `TokenItems` has them, behind the number of items."""
     max_len: int
     """Longest history the model takes, in items; callers cut longer ones from the left."""
 
@@ -82,6 +86,12 @@ class SequenceModel(Recommender):
         """[B, D] the vector at the end of each history. Histories hold 1 to max_len items."""
         rows_B = torch.arange(len(batch.lengths_B), device=batch.lengths_B.device)
         return self.encode(batch)[rows_B, batch.lengths_B - 1]
+
+    def begin(self, report: Report) -> None:
+        """Before a training: take weights from elsewhere, where there are any."""
+
+    def renew(self, items_N: Tensor | None = None) -> None:
+        """Compute anew what is kept of some items (all, where not said which). Mostly nothing."""
 
     def start_epoch(self, epoch: int) -> None:
         """Before an epoch of training, counted from 0: renew what is kept from one to the next.
@@ -230,10 +240,16 @@ def new_model(
 ) -> Recommender:
     """A model with fresh weights.
 
-    features_VF float32 [V+1, F], row 0 for padding: the fixed vectors of the items, for a model
-    that knows items by more than their numbers. InputError where it needs them and has none.
+    features_VF [V+1, F]: what a model knows items by besides their numbers, fixed vectors (row 0
+    for padding) or tokens. InputError where it needs them and has none.
     """
-    model = model_class(name)(config, num_items)
+    kind = model_class(name)
+    if kind.reads_tokens:
+        if features_VF is None:
+            raise InputError(f"model {name} needs the tokens of the items")
+        model: Recommender = kind(config, num_items, features_VF)
+        return model
+    model = kind(config, num_items)
     if isinstance(config, ItemConfig) and config.item_encoder != "id":
         if features_VF is None:
             raise InputError(f"model.item_encoder={config.item_encoder} needs vectors of the items")

@@ -1,6 +1,7 @@
 """GRU4Rec for Amazon Beauty (S3-Rec's 5-core file: 22,363 users, 12,101 items).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.0691, NDCG@10 0.0414 after 58 epochs; with --refit
+0.0887 and 0.0531. Not converged.
 """
 
 from recsys.models.gru4rec import GRU4Rec

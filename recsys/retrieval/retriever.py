@@ -12,10 +12,11 @@ from torch import Tensor
 
 from recsys.batch import Batch
 from recsys.checkpoint import ITEMS, MODEL_FACTS, load_model, read_config, read_items
-from recsys.data.item_vectors import ITEM_VECTORS, load_item_vectors
+from recsys.data.item_features import load_item_features
 from recsys.data.vocab import Vocab
 from recsys.errors import InputError
-from recsys.models.base import Recommender
+from recsys.layers.item_encoder import knows_by_features
+from recsys.models.base import Recommender, SequenceModel
 from recsys.retrieval.index import INDEX, Index, load_index
 from recsys.retrieval.snapshot import Recommendations, Snapshot
 from recsys.retrieval.upsert import upserted
@@ -88,9 +89,8 @@ class Retriever:
         wanted = index == "index" or (
             index == "auto" and catalogue.num_rows >= INDEX_FROM and (run / INDEX).is_file()
         )
-        vectors = None
-        if (run / ITEM_VECTORS).is_file():
-            vectors = load_item_vectors(run).transform
+        described = isinstance(model, SequenceModel) and knows_by_features(model)
+        vectors = load_item_features(run).transform if described else None
         return cls(model, catalogue, load_index(run) if wanted else None, device, vectors)
 
     def recommend(

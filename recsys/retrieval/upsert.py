@@ -11,7 +11,7 @@ import torch
 from recsys.data.sequences import int_array
 from recsys.errors import InputError
 from recsys.layers.item_encoder import with_items
-from recsys.models.base import Recommender
+from recsys.models.base import SequenceModel
 from recsys.retrieval.snapshot import Snapshot
 
 
@@ -38,7 +38,8 @@ def upserted(
         model = with_items(now.model, torch.from_numpy(place_N).to(now.device), features_NF)
     except ValueError as error:
         raise InputError(f"this model cannot serve new items: {error}") from None
-    assert isinstance(model, Recommender)
+    assert isinstance(model, SequenceModel)
+    model.renew(torch.from_numpy(place_N).to(now.device))
     return Snapshot(model, _catalogue(now.catalogue, described, place_N), None, now.device)
 
 

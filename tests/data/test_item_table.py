@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from recsys.data.cache import open_data
 from recsys.data.formats import source_from_path
+from recsys.data.info import describe
 from recsys.data.item_table import read_item_table
 from recsys.data.prepare import DataConfig, prepare
+from recsys.data.sequences import SequenceDataset
 from recsys.data.sources import resolve
 from recsys.data.split import SplitConfig, split
 from recsys.errors import InputError
@@ -43,7 +46,6 @@ def test_rows_of_texts_and_lists_are_read_from(tmp_path: Path, name: str):
     assert table.to_pydict() == {
         "item": ["7", "8"],
         "title": ["Cream, rich", None],
-        "price": ["3", "4"],
         "tags": [["face", "skin"], None],
         "description": ["soft", "hard"],
     }
@@ -63,7 +65,69 @@ def test_the_first_row_of_an_item_counts_and_it_is_said(tmp_path: Path):
     rows = [{"id": 1, "title": "a"}, {"id": 1, "title": "b"}, {"id": None, "title": "c"}]
     table = read_item_table(written(tmp_path / "i.jsonl", rows), None, said.append)
     assert table.to_pydict() == {"item": ["1"], "title": ["a"]}
-    assert said == ["i.jsonl names 1 items more than once: the first row counts"]
+    assert said[0] == "i.jsonl: 1 rows name an item again and are left out"
+
+
+def test_the_title_comes_first_and_what_is_no_text_is_left_out_and_said(tmp_path: Path):
+    said: list[str] = []
+    rows = [
+        {
+            "asin": f"B{number:03}",
+            "id": number,
+            "picture": f"https://shop/{number}.jpg",
+            "brand": f"Brand{number}",
+            "price": f"${number}.50",
+            "size": {"width": 3},
+            "vector": [0.5, 1.0],
+            "note": None,
+            "categories": [["Beauty", "Skin"], ["Beauty"]],
+            "title": "same",
+        }
+        for number in range(30)
+    ]
+    table = read_item_table(written(tmp_path / "i.jsonl", rows), None, said.append)
+    assert table.column_names == ["item", "title", "brand", "categories"]
+    assert table["item"].to_pylist() == [str(number) for number in range(30)]
+    assert table["categories"].to_pylist()[0] == ["Beauty", "Skin", "Beauty"]
+    assert said == [
+        "i.jsonl: item = 'id', texts in brand, categories, title; left out: asin (ids),"
+        " picture (ids), price (numbers), size (nested), vector (numbers), note (nothing)"
+    ]
+
+
+def test_a_few_texts_of_one_word_are_no_ids(tmp_path: Path):
+    rows = [{"id": number, "note": f"V{number}"} for number in range(5)]
+    table = read_item_table(written(tmp_path / "i.jsonl", rows), None, quiet)
+    assert table.column_names == ["item", "note"]
+
+
+def test_names_that_the_toolkit_uses_are_given_way(tmp_path: Path):
+    path = tmp_path / "i.csv"
+    path.write_text("sku,item,count,text,description,Title\n1,a,b,c,d,e\n")
+    table = read_item_table(path, None, quiet)
+    assert table.to_pylist() == [
+        {"item": "a", "title": "e", "count_text": "b", "description_": "c", "description": "d"}
+    ]
+    table = read_item_table(path, "sku", quiet)
+    assert table.to_pylist()[0]["item"] == "1"
+    assert table.to_pylist()[0]["item_text"] == "a"
+
+
+def test_text_alone_keeps_its_name(tmp_path: Path):
+    table = read_item_table(written(tmp_path / "i.jsonl", [{"id": 1, "text": "a"}]), None, quiet)
+    assert table.column_names == ["item", "text"]
+
+
+def test_other_alphabets_long_texts_and_broken_characters_are_read(tmp_path: Path):
+    path = tmp_path / "i.jsonl"
+    texts = ["крем", "line\u2028line", "x" * 100_000, "half \ud83d"]
+    rows = [{"id": float(number), "title": text} for number, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:1] + rows[2:]))
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(rows[1], ensure_ascii=False) + "\n")
+    table = read_item_table(path, None, quiet)
+    assert table["item"].to_pylist() == ["0", "2", "3", "1"]
+    assert table["title"].to_pylist() == ["крем", "x" * 100_000, "half ?", "line\u2028line"]
 
 
 @pytest.mark.parametrize(
@@ -72,8 +136,10 @@ def test_the_first_row_of_an_item_counts_and_it_is_said(tmp_path: Path):
         ("i.csv", "", "is empty"),
         ("i.csv", "id,title\n1\n", "line 2 has 1 fields, the first line 2"),
         ("i.csv", "id,id\n1,2\n", "must name each column once"),
-        ("i.csv", "code,title\n1,a\n", "which column of .* Say it with --set data.items_id_column"),
+        ("i.csv", "code,title\n1,a\n", "which column of .* Say it with --items-id-column"),
         ("i.csv", "id\n1\n", "holds no text besides its item ids"),
+        ("i.csv", "id,price\n1,2\n", "holds no text .* left out: price .numbers."),
+        ("i.csv", 'id,title\n1,"a\n', "line 2 cannot be read"),
         ("i.csv", "id,title\n,a\n", "names no item in its column 'id'"),
         ("i.jsonl", '{"id": 1}\n{', "line 2 is not JSON"),
         ("i.jsonl", "[1]\n", "line 1 is not a JSON object"),
@@ -106,12 +172,15 @@ def test_the_table_joins_the_log_whatever_the_type_of_ids(tmp_path: Path):
     catalogue = prepared(tmp_path, written(tmp_path / "i.jsonl"), said)
     assert catalogue["item"].to_pylist() == [7, 8, 9]
     assert catalogue["title"].to_pylist() == ["Cream, rich", None, None]
-    assert "1 of 3 items are not in the table of items" in said
+    assert f"1 of 3 items are not in {tmp_path / 'i.jsonl'}" in said
+    info = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert info["items_without_text"] == 1
+    assert describe(SequenceDataset.load(tmp_path / "out"))["items_without_text"] == 1
 
 
 def test_a_table_of_other_items_is_refused(tmp_path: Path):
     other = written(tmp_path / "i.jsonl", [{"id": "B07", "title": "x"}])
-    with pytest.raises(InputError, match="names none of the 3 items of"):
+    with pytest.raises(InputError, match="its ids are 'B07', those of the log 7, 8, …"):
         prepared(tmp_path, other, [])
 
 
@@ -143,3 +212,42 @@ def test_scientific_is_split_as_its_publishers_did(real_data: Path, tmp_path: Pa
             ours = [raw[item - 1] for item in dataset.items[start:end]][-50:]
             assert ours == [int(item) for item in history.split()]
             assert raw[dataset.items[end] - 1] == int(target)
+
+
+@pytest.mark.slow
+def test_scientific_has_a_title_for_every_item_and_a_brand_for_most(
+    real_data: Path, tmp_path: Path
+):
+    source = resolve("amazon-scientific", report=quiet)
+    catalogue = prepare(source, tmp_path / "out", report=quiet).catalogue
+    assert catalogue.num_rows == 4_385
+    assert catalogue["title"].null_count == 0
+    assert catalogue["categories"].null_count < 0.05 * 4_385
+    assert catalogue["brand"].null_count < 0.1 * 4_385
+
+
+@pytest.mark.slow
+def test_beauty_takes_its_titles_by_the_id_of_the_log(real_data: Path, tmp_path: Path):
+    said: list[str] = []
+    folder = real_data / "s3rec"
+    config = DataConfig(items=str(folder / "Beauty_item_text.jsonl.gz"))
+    source = source_from_path(folder / "Beauty.txt.gz")
+    dataset = prepare(source, tmp_path / "out", config, report=said.append)
+    assert dataset.catalogue.column_names == ["item", "count", "title", "attributes"]
+    assert dataset.catalogue["title"].null_count == 7
+    assert dataset.info["items_without_text"] == 0
+    row = dataset.catalogue.filter(pc.equal(dataset.catalogue["item"], 1)).to_pylist()[0]
+    assert row["title"] == "OPI Nail Lacquer, Simmer and Shimmer, 0.5-Fluid Ounce"
+    assert row["attributes"] == ["OPI", "Makeup", "Nails", "Nail Polish"]
+    assert not any("are not in" in text for text in said)
+
+
+@pytest.mark.slow
+def test_films_of_ml_1m_keep_title_and_genres(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RECSYS_DATA", str(real_data))
+    catalogue = prepare(
+        resolve("movielens-1m", report=quiet), tmp_path / "out", report=quiet
+    ).catalogue
+    assert (catalogue["title"].null_count, catalogue["categories"].null_count) == (0, 0)

@@ -1,12 +1,12 @@
 """Fixed vectors of items: from words, from a file, from an encoder; kept and made again."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from toy_encoder import tiny_encoder
 
 from recsys.data.item_vectors import (
     ITEM_VECTORS,
@@ -46,6 +46,21 @@ def test_they_are_those_of_scikit_learn():
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
 
 
+def test_new_texts_are_read_as_scikit_learn_would_read_them(tmp_path: Path):
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
+    weighed = words.fit_transform([title or "" for title in TITLES])
+    svd = TruncatedSVD(4, random_state=0).fit(weighed)
+    new = pa.table({"item": [1, 2], "title": ["red red hose of cream", "face face garden hose"]})
+    expected = svd.transform(words.transform(new["title"].to_pylist()))
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    fit_item_vectors(CATALOGUE, "tfidf").save(tmp_path)
+    found = load_item_vectors(tmp_path).transform(new)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_run_folder_makes_the_same_of_old_and_new_items(tmp_path: Path):
     fitted = fit_item_vectors(CATALOGUE, "tfidf")
     fitted.save(tmp_path)
@@ -83,21 +98,43 @@ def test_vectors_of_a_file_are_matched_by_id(tmp_path: Path, form: str):
 
 def test_a_new_item_of_a_file_brings_its_vector(tmp_path: Path):
     new = pa.table({"item": [99], "vector": [[7.0, 8.0]]})
-    np.testing.assert_array_equal(FileVectors("gone.parquet").transform(new), [[7, 8]])
+    gone = FileVectors(str(tmp_path / "gone.parquet"), 2)
+    np.testing.assert_array_equal(gone.transform(new), [[7, 8]])
     with pytest.raises(InputError, match="does not exist"):
-        FileVectors(str(tmp_path / "gone.parquet")).transform(CATALOGUE)
+        gone.transform(CATALOGUE)
+    with pytest.raises(InputError, match="vectors of 2 numbers, those of training had 3"):
+        FileVectors("gone.parquet", 3).transform(new)
+
+
+def test_a_run_knows_which_items_its_file_lacked_and_refuses_other_ones(tmp_path: Path):
+    file = written(tmp_path / "v.parquet", title=["a", "b"], sku=[12, 10], v=[[1, 2], [3, 4]])
+    fit_item_vectors(CATALOGUE, file).save(tmp_path / "run")
+    loaded = load_item_vectors(tmp_path / "run")
+    assert loaded.dim == 2
+    np.testing.assert_array_equal(loaded.transform(CATALOGUE)[:3], [[3, 4], [0, 0], [1, 2]])
+    with pytest.raises(InputError, match="no vector of 1 items, as '99': add them there, or give"):
+        loaded.transform(pa.table({"item": [10, 99]}))
+
+
+def test_the_index_that_pandas_writes_is_no_vector(tmp_path: Path):
+    columns = {"item": [10, 12], "x": [1, 2], "__index_level_0__": [5, 6]}
+    found = fit_item_vectors(CATALOGUE, written(tmp_path / "v.parquet", **columns))
+    assert found.dim == 1
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"item": [10], "v": [[1.0, float("nan")]]}, "not finite"),
-        ({"item": [10, 11], "v": [[1.0], [1.0, 2.0]]}, "lists of numbers of one length"),
+        ({"item": [10, 11], "v": [[1.0], [1.0, 2.0]]}, "lists of one length, found .1, 2."),
         ({"item": [10], "v": ["a"]}, "lists of numbers"),
+        ({"item": [10], "v": [["a"]]}, "'v' must be a list of numbers in every row"),
+        ({"item": [10], "v": [[1.0]], "w": [[1.0]]}, "holds vectors in v, w"),
+        ({"item": [10, None], "v": [[1.0], [1.0]]}, "a row without an item"),
         ({"item": [10], "x": [1.0], "v": ["a"]}, "columns of numbers alone"),
-        ({"code": [10], "v": [[1.0]]}, "no column 'item'"),
-        ({"item": [10, 10], "v": [[1.0], [2.0]]}, "names an item twice"),
-        ({"item": [1], "v": [[1.0]]}, "a vector of none of the items"),
+        ({"code": [10], "v": [[1.0]]}, "no column of item ids, as 'item'"),
+        ({"item": [10, 10], "v": [[1.0], [2.0]]}, "names 1 items twice"),
+        ({"item": [1], "v": [[1.0]]}, "a vector of none of the 5 items"),
     ],
 )
 def test_a_broken_file_of_vectors_is_refused(tmp_path: Path, columns, message):
@@ -125,40 +162,6 @@ def test_a_damaged_file_of_a_run_is_refused(tmp_path: Path):
         load_item_vectors(tmp_path)
 
 
-def tiny_encoder(folder: Path) -> Path:
-    """A BERT of a few numbers, with a tokenizer of whole words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *["red", "blue", "face", "cream", "garden"],
-    ]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
-    )
-    fast.save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=16,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
-
-
 def test_an_encoder_reads_each_text_alone_and_must_stay_what_it_was(tmp_path: Path):
     folder, run = tiny_encoder(tmp_path / "encoder"), tmp_path / "run"
     fitted = fit_item_vectors(CATALOGUE, str(folder))
@@ -174,12 +177,3 @@ def test_an_encoder_reads_each_text_alone_and_must_stay_what_it_was(tmp_path: Pa
     tiny_encoder(folder)
     with pytest.raises(InputError, match="has other weights"):
         load_item_vectors(run).transform(CATALOGUE)
-
-
-def test_a_folder_may_ask_for_the_first_token(tmp_path: Path):
-    folder = tiny_encoder(tmp_path / "encoder")
-    mean = fit_item_vectors(CATALOGUE, str(folder)).transform(CATALOGUE)
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    first = fit_item_vectors(CATALOGUE, str(folder)).transform(CATALOGUE)
-    assert np.abs(first - mean).max() > 1e-3

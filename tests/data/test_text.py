@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from recsys.data.text import LONGEST, clean, item_attributes, sentences
+from recsys.data.text import LONGEST, clean, item_attributes, sentences, without_text
 from recsys.errors import InputError
 
 
@@ -36,12 +36,6 @@ def test_text_is_read_only_where_it_stands_alone():
     assert item_attributes(beside).columns == ["title"]
 
 
-def test_numbers_of_a_shop_are_no_text():
-    words = [f"B{number:04}" for number in range(30)]
-    catalogue = pa.table({"item": words, "asin": words, "title": ["same"] * 30})
-    assert item_attributes(catalogue).columns == ["title"]
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -61,7 +55,19 @@ def test_what_is_cut_and_what_is_missing_is_said():
     catalogue = pa.table({"item": [1, 2, 3], "title": ["x" * 100_000, None, "  "]})
     found = item_attributes(catalogue, said.append)
     assert found.values == [["x" * LONGEST, None, None]]
-    assert said == [f"1 texts end at {LONGEST:,} characters", "2 of 3 items have no text"]
+    assert said == [
+        f"1 texts were cut at {LONGEST:,} characters",
+        "2 of 3 items have no title",
+        "2 of 3 items have no text at all",
+    ]
+
+
+def test_an_item_has_text_in_any_column_or_in_none():
+    lists = pa.array([[], ["x"], None, None], pa.list_(pa.string()))
+    catalogue = pa.table({"item": ["a", "b", "c", "d"], "title": [None, None, "", "t"]})
+    assert without_text(catalogue) == 3
+    assert without_text(catalogue.append_column("categories", lists)) == 2
+    assert without_text(catalogue.select(["item"])) == 4
 
 
 @pytest.mark.parametrize(
@@ -73,5 +79,5 @@ def test_what_is_cut_and_what_is_missing_is_said():
     ],
 )
 def test_a_catalogue_without_any_text_is_refused(catalogue):
-    with pytest.raises(InputError, match="prepare it with --items FILE"):
+    with pytest.raises(InputError, match="recsys data prepare … --items FILE"):
         item_attributes(catalogue)

@@ -20,6 +20,7 @@ from toy_models import (
     batch_of,
     stepped,
     tiny_config,
+    toy_features,
 )
 from worlds import cycle_world, world
 
@@ -38,6 +39,7 @@ from recsys.models.base import (
     SequenceModel,
     model_class,
     model_names,
+    new_model,
 )
 from recsys.retrieval.retriever import Retriever
 from recsys.retrieval.state import fingerprint, state_from_bytes, state_to_bytes
@@ -55,7 +57,10 @@ COUNTS = torch.ones(NUM_ITEMS + 1, dtype=torch.int64)
 
 def untrained(name: str) -> Any:
     torch.manual_seed(0)
-    return model_class(name)(tiny_config(name), NUM_ITEMS).eval()
+    model = new_model(name, tiny_config(name), NUM_ITEMS, toy_features(name)).eval()
+    if isinstance(model, SequenceModel):
+        model.begin(print)
+    return model
 
 
 def counted(name: str) -> tuple[CountingModel, SequenceDataset, Split]:
@@ -188,6 +193,7 @@ def test_one_step_of_softmax_moves_the_vector_of_every_item_seen_or_not(name):
     loss, _ = next_item(Softmax(), COUNTS)(model, batch_of(HISTORIES))
     loss.backward()
     adamw(model, lr=0.01, weight_decay=0.0).step()
+    model.renew()
     assert (model.item_vectors() != before)[1:].any(dim=1).all()
 
 

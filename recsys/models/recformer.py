@@ -1,0 +1,214 @@
+"""Recformer (Li et al. 2023, Text Is All You Need): a history is a text, and so is an item."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recsys.batch import Batch
+from recsys.data.tokenizer import Tokenizer, encoder_folder
+from recsys.errors import InputError
+from recsys.layers.text_encoder import TextEncoder, TextEncoderConfig, pretrained_config
+from recsys.layers.token_items import TokenItems
+from recsys.models.base import Pairs, Report, SequenceModel, check_heads, check_sizes
+
+ITEMS_AT_ONCE = 256
+"""Items whose texts are encoded in one batch when the table is renewed."""
+
+
+class Recformer(SequenceModel):
+    """Key-value sentences of items, newest first, behind [CLS], through a transformer with local
+    attention; an item is what the encoder makes of its sentence alone.
+
+    Scores are cosines over a temperature (section 2.2, equation 5). The table of item vectors is
+    renewed before each of the first `refresh_epochs` epochs (stage 1 of section 2.4.2), then it
+    stays, and training goes on (stage 2).
+    """
+
+    paper = "Li et al., Text Is All You Need: Learning Language Representations for Sequential"
+    paper += " Recommendation, KDD 2023"
+    good_at = "new items, new shops, catalogues whose texts say much; needs texts, trains slowly"
+    cost = "an encoder over max_tokens tokens for each event"
+    reads_tokens = True
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings named model.* on the command line."""
+
+        encoder: str = ""
+        """Folder or hub id of a text encoder (BERT, RoBERTa, MiniLM, Longformer, or what `recsys
+        pretrain` left) to start from, which then decides the sizes; none, to start from nothing."""
+        dim: int = 128
+        """Width of every layer and of item vectors."""
+        num_layers: int = 2
+        """Transformer blocks."""
+        num_heads: int = 2
+        """Attention heads a block; must divide dim."""
+        hidden_dim: int = 512
+        """Width inside the feed-forward networks."""
+        max_len: int = 50
+        """Longest history in items; older items are not seen."""
+        max_tokens: int = 512
+        """Longest history in tokens; what is older is not read."""
+        max_item_tokens: int = 64
+        """Longest item in tokens, the keys of its attributes included."""
+        max_attribute_tokens: int = 32
+        """Longest value of an attribute in tokens."""
+        window: int = 64
+        """Tokens that a token sees around it, half of them to each side, and [CLS]."""
+        vocab_size: int = 30_000
+        """Most tokens of a tokenizer that is learned from the catalogue."""
+        pooling: Literal["cls", "mean"] = "cls"
+        """What a text is: its [CLS], or the mean of its tokens, as MiniLM was trained for."""
+        temperature: float = 0.05
+        """What cosines are divided by, above 0."""
+        targets: int = 1
+        """Random places of a history that an epoch asks for; each costs an encoding."""
+        refresh_epochs: int = 1_000
+        """Epochs before each of which all items are encoded anew."""
+        dropout: float = 0.1
+        """Share of values dropped in embeddings, attention and branches, in [0, 1)."""
+        norm_epsilon: float = 1e-12
+        """Added to the variance in layer norms."""
+        global_projections: bool = False
+        """Whether [CLS] reads the text through projections of its own, as in Longformer."""
+
+        def __post_init__(self) -> None:
+            check_sizes(self)
+            check_heads(self.dim, self.num_heads)
+            if not self.temperature > 0:
+                raise InputError(f"model.temperature must be above 0, got {self.temperature}")
+            if self.window < 2:
+                raise InputError(f"model.window must be at least 2, got {self.window}")
+            if self.max_item_tokens < 3:
+                raise InputError(
+                    f"model.max_item_tokens must be at least 3, got {self.max_item_tokens}"
+                )
+
+        def resolved(self) -> "Recformer.Config":
+            """The same with the sizes of `encoder` in the place of those that it decides."""
+            if not self.encoder:
+                return self
+            sizes = pretrained_config(
+                encoder_folder(self.encoder),
+                max_tokens=self.max_tokens,
+                max_items=self.max_len,
+                window=self.window,
+                dropout=self.dropout,
+            )
+            decided = {field.name for field in dataclasses.fields(sizes)} - {"max_items"}
+            return dataclasses.replace(self, **{name: getattr(sizes, name) for name in decided})
+
+    def __init__(self, config: Config, num_items: int, features_VW: Tensor):
+        super().__init__()
+        self.config = config
+        self.max_len = config.max_len
+        self.items = TokenItems(features_VW, config.dim)
+        self.encoder = TextEncoder(_sizes(config))
+
+    def begin(self, report: Report) -> None:
+        """Take the weights of the encoder to start from, and encode the items."""
+        if self.config.encoder:
+            folder = encoder_folder(self.config.encoder)
+            self.encoder = TextEncoder.from_pretrained(
+                folder,
+                num_tokens=len(Tokenizer.load(folder)),
+                max_tokens=self.config.max_tokens,
+                max_items=self.config.max_len,
+                window=self.config.window,
+                dropout=self.config.dropout,
+                report=report,
+            ).to(self.items.table.device)
+        self.renew()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Encode the items anew in the first stage of training."""
+        if epoch < self.config.refresh_epochs:
+            self.renew()
+
+    @torch.no_grad()
+    def renew(self, items_N: Tensor | None = None) -> None:
+        """Encode items (all, where not said which) with the weights of this moment."""
+        trains = self.training
+        self.eval()
+        features, table = self.items.features, self.items.table
+        if items_N is None:
+            items_N = torch.arange(1, len(features), device=features.device)
+        # Items of like length stand together, so that little is computed for padding.
+        items_N = items_N[(features[items_N] > 0).sum(1).argsort(stable=True)]
+        for part_N in items_N.split(ITEMS_AT_ONCE):
+            table[part_N] = self._encoded(part_N[:, None]) / self.config.temperature
+        self.train(trains)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """[B, T, D] the mean over each item's tokens within its history; no queries."""
+        newest_BT, place_BT = _newest_first(batch)
+        token_BL, type_BL, item_BL, real_BL = self.items.text(newest_BT, self.config.max_tokens)
+        x_BLD = self.encoder(token_BL, type_BL, item_BL, real_BL)
+        own_BTL = (item_BL[:, None] == place_BT[:, :, None] + 1) & real_BL[:, None]
+        count_BT1 = own_BTL.sum(2, keepdim=True).clamp_min(1)
+        return own_BTL.to(x_BLD.dtype) @ x_BLD / count_BT1
+
+    def item_vectors(self) -> Tensor:
+        """[V+1, D] the table."""
+        return self.items.vectors()
+
+    def training_pairs(self, batch: Batch) -> Pairs:
+        """`targets` places of each history, drawn anew, each asked for by all that is before it.
+
+        Histories hold 2 to max_len + 1 items.
+        """
+        place_N, row_N = draw_targets(batch.lengths_B, self.config.targets)
+        before = Batch(batch.items_BT[row_N, : int(place_N.max())], place_N)
+        steps_T = torch.arange(before.items_BT.shape[1], device=place_N.device)
+        items_NT = before.items_BT * (steps_T < place_N[:, None])
+        query_ND = self.query(Batch(items_NT, place_N))
+        target_N = batch.items_BT[row_N, place_N]
+        return Pairs(query_ND, target_N, torch.ones(len(target_N), device=target_N.device))
+
+    def query(self, batch: Batch) -> Tensor:
+        """[B, D] of length 1. Histories hold 1 to max_len items."""
+        return self._encoded(_newest_first(batch)[0])
+
+    def _encoded(self, newest_BT: Tensor) -> Tensor:
+        """[B, D] of length 1, of texts whose items are given newest first."""
+        token_BL, type_BL, item_BL, real_BL = self.items.text(newest_BT, self.config.max_tokens)
+        x_BLD = self.encoder(token_BL, type_BL, item_BL, real_BL)
+        if self.config.pooling == "cls":
+            return F.normalize(x_BLD[:, 0], dim=-1)
+        real_BL1 = real_BL[:, :, None]
+        return F.normalize((x_BLD * real_BL1).sum(1) / real_BL1.sum(1), dim=-1)
+
+
+def draw_targets(lengths_B: Tensor, targets: int) -> tuple[Tensor, Tensor]:
+    """(places int64 [N], rows int64 [N]): for each history `targets` different places from 1 to its
+    last, or all of them where it has fewer."""
+    steps_T = torch.arange(int(lengths_B.max()), device=lengths_B.device)
+    may_BT = (steps_T > 0) & (steps_T < lengths_B[:, None])
+    rank_BT = torch.rand(may_BT.shape, device=lengths_B.device).masked_fill(~may_BT, 2.0)
+    chosen_BT = torch.zeros_like(may_BT).scatter(
+        1, rank_BT.argsort(1)[:, : min(targets, len(steps_T))], True
+    )
+    row_N, place_N = (chosen_BT & may_BT).nonzero(as_tuple=True)
+    return place_N, row_N
+
+
+def _newest_first(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(items [B, T] newest first, 0 behind the oldest; the place in it of each item)."""
+    steps_T = torch.arange(batch.items_BT.shape[1], device=batch.items_BT.device)
+    place_BT = batch.lengths_B[:, None] - 1 - steps_T
+    newest_BT = batch.items_BT.gather(1, place_BT.clamp_min(0)) * (place_BT >= 0)
+    return newest_BT, place_BT
+
+
+def _sizes(config: Recformer.Config) -> TextEncoderConfig:
+    names = {field.name for field in dataclasses.fields(TextEncoderConfig)} - {"max_items"}
+    return TextEncoderConfig(
+        max_items=config.max_len, **{name: getattr(config, name) for name in names}
+    )
+
+
+MODEL = Recformer
