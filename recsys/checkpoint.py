@@ -13,6 +13,7 @@ Every file is written aside and renamed, so a reader never meets half of one.
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recsys.config import from_dict
+from recsys.data.tokenizer import ENCODER, TOKENIZER, Tokenizer
 from recsys.data.vocab import Vocab
 from recsys.errors import InputError, WorkError
-from recsys.models.base import Recommender, SequenceModel, model_class, new_model
+from recsys.models.base import ReadsTexts, Recommender, SequenceModel, model_class, new_model
 
 CONFIG, WEIGHTS, ITEMS = "config.json", "model.safetensors", "items.parquet"
 HISTORY, METRICS, STATE = "history.jsonl", "metrics.json", "state/trainer.safetensors"
@@ -216,6 +218,19 @@ def load_model(
     if features_VF is not None and isinstance(model, SequenceModel):
         model.renew()
     return model
+
+
+def write_encoder(run: Path) -> None:
+    """Write RUN/encoder, from which other trainings start: encoder and tokenizer of the best
+    weights, whole or not at all."""
+    model = load_model(run)
+    assert isinstance(model, ReadsTexts)
+    aside = run / f".{ENCODER}"
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_encoder(aside, len(Tokenizer.load(run)))
+    shutil.copy(run / TOKENIZER, aside / TOKENIZER)
+    shutil.rmtree(run / ENCODER, ignore_errors=True)
+    os.replace(aside, run / ENCODER)
 
 
 def knows_by_text(described: dict[str, Any]) -> bool:

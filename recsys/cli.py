@@ -193,6 +193,38 @@ def train(
         tables.examples(job.run, job.dataset)
 
 
+@app.command()
+def pretrain(
+    data: Annotated[
+        list[str], typer.Option(metavar="DATA", help="A data set with texts; give several.")
+    ],
+    out: Annotated[Path, typer.Option(help="The run folder, which model.encoder=RUN starts from.")],
+    model: Annotated[str, typer.Option(help="A model that reads texts.")] = "recformer",
+    settings: Settings = [],  # noqa: B006 - typer copies it
+    config: Annotated[Path | None, typer.Option(help="A .toml or .json file of settings.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same run.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a model of texts on several data sets at once, for others to start from."""
+    from recsys import run
+    from recsys.config import merge, parse_settings, read_settings
+    from recsys.eval import tables
+
+    tree = merge(read_settings(config) if config else {}, parse_settings(settings))
+    result = run.pretrain_run(
+        *(model, data, out, tree),
+        seed=seed,
+        resume=resume,
+        device=device,
+        reporter=_reporter(),
+        command=sys.argv,
+    )
+    if run.is_main_process():
+        _print({**result, "run": str(out)}, as_json, tables.evaluation)
+
+
 @app.command("eval")
 def evaluate(
     folder: RunArgument,

@@ -12,13 +12,14 @@ from recsys.data.item_vectors import ItemVectors, fit_item_vectors
 from recsys.data.loader import TrainLoader, flat_positions, windows
 from recsys.data.sequences import SequenceDataset
 from recsys.data.split import Histories, Split
+from recsys.data.text import item_attributes
 from recsys.data.token_rows import TokenRows, fit_token_rows
 from recsys.errors import InputError
 from recsys.eval.evaluator import evaluate as evaluate_model
 from recsys.eval.report import DEFAULT_KS
 from recsys.models.base import SequenceModel, model_class, new_model
 from recsys.settings import RunConfig, metric_cutoff
-from recsys.training.objectives import next_item
+from recsys.training.objectives import objective_of
 from recsys.training.trainer import Trainer, precision
 from recsys.training.watch import FolderWatcher, Reporter, StopRequest
 
@@ -52,6 +53,9 @@ class Learning:
             if saved:
                 self._load_state(trainer, saved, meta)
             trainer.fit(lambda: self._validate(trainer), watcher)
+            if self.config.trainer.epochs == 0 and self.accelerator.is_main_process:
+                watcher.better(trainer.model)
+                checkpoint.write_lines(self.run / checkpoint.HISTORY, [])
             saved, records = {}, trainer_records(trainer, "train")
             if self.config.refit and self.accelerator.is_main_process:
                 self._evaluate_before_refit()
@@ -115,7 +119,7 @@ class Learning:
         )
         counts = torch.from_numpy(training_counts(self.dataset, histories))
         dtype = precision(config.trainer.precision, accelerator.device)
-        objective = next_item(config.loss, counts, dtype)
+        objective = objective_of(config.loss, counts, dtype)
         trainer = Trainer(model, objective, config.trainer, loader, accelerator, stop_after)
         board = config.trainer.tensorboard
         main = accelerator.is_main_process
@@ -141,6 +145,17 @@ def training_counts(dataset: SequenceDataset, histories: Histories) -> np.ndarra
     """int64 [V+1] how often each item occurs in the histories."""
     _, position = flat_positions(histories.start, histories.end)
     return np.bincount(dataset.items[position], minlength=dataset.num_items + 1)
+
+
+def check_items(config: RunConfig, dataset: SequenceDataset) -> None:
+    """InputError where the model needs texts, or vectors, and the data set has none."""
+    if model_class(config.model_name).reads_tokens:
+        item_attributes(dataset.catalogue)
+    elif getattr(config.model, "item_encoder", "id") != "id":
+        if config.model.item_vectors.endswith(".parquet"):
+            fit_item_vectors(dataset.catalogue, config.model.item_vectors)
+        else:
+            item_attributes(dataset.catalogue)
 
 
 def item_features(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from recsys import checkpoint
 from recsys.config import parse_settings
 from recsys.data.cache import is_prepared, open_data, source_of
+from recsys.data.combine import combine
 from recsys.data.prepare import DataConfig
 from recsys.data.prepare import prepare as prepare_source
 from recsys.data.sequences import SequenceDataset, int_array
@@ -19,10 +20,11 @@ from recsys.data.split import Split, split
 from recsys.errors import InputError, Interrupted
 from recsys.eval.report import evaluate_run as evaluate
 from recsys.eval.report import fit_counting
-from recsys.learning import Learning, item_features, training_counts
+from recsys.learning import Learning, check_items, item_features, training_counts
 from recsys.models.base import CountingModel, model_class
 from recsys.settings import RunConfig, configure, differences, saved_config
 from recsys.training.allocator import keep_freed_memory
+from recsys.training.losses import MLMContrastive
 from recsys.training.trainer import peak_rss_mb
 from recsys.training.watch import (
     PlainReporter,
@@ -140,6 +142,7 @@ def train_run(
     """Fill the run folder `run`; the contents of its metrics.json. Raises Interrupted on Ctrl-C."""
     keep_freed_memory()
     parts = split(dataset, config.split)
+    check_items(config, dataset)
     accelerator = _accelerator(device)
     fresh = False
     if accelerator.is_main_process:
@@ -176,6 +179,40 @@ def train_run(
         result["without_refit"] = checkpoint.read_json(run / checkpoint.WITHOUT_REFIT)
     if accelerator.is_main_process:
         checkpoint.write_json(run / checkpoint.METRICS, result)
+    return result
+
+
+def pretrain_run(
+    model: str,
+    data: Sequence[Any],
+    out: Path,
+    settings: dict[str, dict[str, Any]],
+    *,
+    seed: int | None = None,
+    resume: bool = False,
+    device: Device = "auto",
+    reporter: Reporter,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train a model that reads texts on several data sets at once, by `mlm_contrastive`; the
+    contents of its metrics.json.
+
+    RUN/encoder is what `model.encoder=RUN` starts from, on any data.
+    """
+    datasets = [open_data(source, DataConfig(), reporter.line)[0] for source in data]
+    folder = combine(datasets, reporter.line)
+    loss = {"name": MLMContrastive.name, **settings.get("loss", {})}
+    tree = {**settings, "loss": loss}
+    job = plan(model, folder, out, tree, seed=seed, resume=resume, reporter=reporter)
+    result = train_run(
+        *(job.config, job.dataset, job.folder, job.run),
+        resume=resume,
+        device=device,
+        reporter=reporter,
+        command=command,
+    )
+    if is_main_process():
+        checkpoint.write_encoder(job.run)
     return result
 
 

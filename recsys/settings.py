@@ -9,7 +9,7 @@ from recsys.data.prepare import DataConfig
 from recsys.data.split import SplitConfig
 from recsys.errors import InputError, nearest
 from recsys.models.base import asks_at_every_position, model_class
-from recsys.training.losses import Cloze, Loss, Softmax, loss_class
+from recsys.training.losses import AnyLoss, Cloze, MLMContrastive, Softmax, loss_class
 from recsys.training.trainer import TrainerConfig
 
 
@@ -20,7 +20,7 @@ class RunConfig:
     model_name: str
     model: Any
     """The model's own Config."""
-    loss: Loss = Softmax()
+    loss: AnyLoss = Softmax()
     trainer: TrainerConfig = TrainerConfig()
     split: SplitConfig = SplitConfig()
     data: DataConfig = DataConfig()
@@ -88,6 +88,12 @@ def configure(
         raise InputError(
             f"loss.name=cloze is for models that hide items (bert4rec); {model} predicts the item"
             " behind each position: use loss.name=softmax"
+        )
+    if config.refit and config.trainer.epochs == 0:
+        raise InputError("--refit trains for the epochs that training found; trainer.epochs is 0")
+    if loss_name == MLMContrastive.name and not model_class(model).reads_tokens:
+        raise InputError(
+            f"loss.name=mlm_contrastive is for models that read texts (recformer), not for {model}"
         )
     if not 0 <= config.seed < 2**63:
         raise InputError(f"--seed takes a whole number from 0 to 2^63 - 1, got {config.seed}")

@@ -20,7 +20,15 @@ from recsys.errors import InputError, nearest
 from recsys.models.base import model_class, model_names
 from recsys.recipes import recipe, recipe_names
 from recsys.settings import RunConfig, configure, metric_cutoff, saved_config
-from recsys.training.losses import BCE, GBCE, LOSSES, Cloze, SampledSoftmax, Softmax
+from recsys.training.losses import (
+    BCE,
+    GBCE,
+    LOSSES,
+    Cloze,
+    MLMContrastive,
+    SampledSoftmax,
+    Softmax,
+)
 
 
 @dataclass(frozen=True)
@@ -205,7 +213,7 @@ def test_another_loss_starts_from_its_own_defaults():
         ({"model": {"num_heads": 3}}, "multiple of model.num_heads, got 64 and 3"),
         ({"trainer": {"metric": "recall@10"}}, "hr@K, ndcg@K or mrr@K, got 'recall@10'"),
         ({"trainer": {"metric": "ndcg@0"}}, "got 'ndcg@0'"),
-        ({"trainer": {"epochs": "0"}}, r"trainer\.epochs must be above 0"),
+        ({"trainer": {"epochs": "-1"}}, r"trainer\.epochs must not be negative"),
         ({"split": {"kind": "leave-one-out"}}, "did you mean 'leave_one_out'"),
         ({"data": {"min_user_events": "0"}}, r"data\.min_user_events must be at least 1"),
     ],
@@ -230,7 +238,7 @@ def through_json(config: RunConfig) -> RunConfig:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_saved_config_is_read_back_for_every_loss(loss):
-    model = "bert4rec" if loss is Cloze else "sasrec"
+    model = {Cloze: "bert4rec", MLMContrastive: "recformer"}.get(loss, "sasrec")
     config = configure(model, {"loss": {"name": loss.name}}, seed=3, refit=True)
     assert through_json(config) == config
     assert isinstance(through_json(config).loss, loss)

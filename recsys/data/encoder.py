@@ -12,6 +12,8 @@ from recsys.errors import InputError
 
 BATCH = 64
 """Texts that the encoder reads at once."""
+TOKENISED = 64 * BATCH
+"""Texts that are tokenised at once."""
 MOST_TOKENS = 512
 """Tokens of a text that are read; the costs of attention grow with their square."""
 
@@ -32,33 +34,50 @@ def encode_texts(path: str, texts: list[str], report: Report) -> np.ndarray:
     (Reimers and Gurevych 2019, Sentence-BERT). `report` is told how many texts were cut. InputError
     where `path` is no encoder, or its tokenizer is another's.
     """
-    import torch
-
     tokenizer, encoder = _opened(path)
     limit = _limit(path, tokenizer, encoder)
     first = _reads_first_token(path)
-    # Texts of like length stand together, so that little is computed for padding.
-    order = sorted((i for i, text in enumerate(texts) if text), key=lambda i: len(texts[i]))
     vectors = np.zeros((len(texts), encoder.config.hidden_size), np.float32)
+    rows = np.array([row for row, text in enumerate(texts) if text], np.int64)
+    # Texts of like length stand together, so that little is computed for padding: by letters among
+    # all, then by tokens among those that are tokenised at once.
+    rows = rows[np.argsort([len(texts[row]) for row in rows], kind="stable")]
     cut = 0
-    with torch.inference_mode():
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            batch = tokenizer(
-                [texts[row] for row in rows],
-                padding=True,
-                truncation=True,
-                max_length=limit,
-                return_tensors="pt",
-            )
-            cut += sum(bool(text.overflowing) for text in batch.encodings or [])
-            hidden_BLD = encoder(**batch).last_hidden_state.float()
-            real_BL1 = batch["attention_mask"][:, :, None]
-            mean_BD = (hidden_BLD * real_BL1).sum(1) / real_BL1.sum(1)
-            vectors[rows] = (hidden_BLD[:, 0] if first else mean_BD).numpy()
+    for start in range(0, len(rows), TOKENISED):
+        some = rows[start : start + TOKENISED]
+        read = tokenizer([texts[row] for row in some], truncation=True, max_length=limit)
+        cut += sum(bool(text.overflowing) for text in read.encodings or [])
+        tokens = [np.array(ids) for ids in read["input_ids"]]
+        order = np.argsort([len(ids) for ids in tokens], kind="stable")
+        for begin in range(0, len(some), BATCH):
+            batch = order[begin : begin + BATCH]
+            hidden = _hidden(encoder, [tokens[place] for place in batch], tokenizer.pad_token_id)
+            vectors[some[batch]] = _pooled(*hidden, first)
     if cut:
         report(f"{cut:,} of {len(texts):,} texts were cut at the {limit} tokens of {path}")
     return unit(vectors)
+
+
+def _hidden(encoder: Any, tokens: list[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 [B, L, F], bool [B, L] True for real tokens) of texts as token ids."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids_BL = pad_sequence([torch.from_numpy(ids) for ids in tokens], True, pad)
+    lengths_B = torch.tensor([len(ids) for ids in tokens])
+    real_BL = torch.arange(ids_BL.shape[1]) < lengths_B[:, None]
+    with torch.inference_mode():
+        found = encoder(input_ids=ids_BL, attention_mask=real_BL.long())
+    return found.last_hidden_state.float().numpy(), real_BL.numpy()
+
+
+def _pooled(hidden_BLF: np.ndarray, real_BL: np.ndarray, first: bool) -> np.ndarray:
+    """[B, F] each text's first token, or the mean of its real ones."""
+    if first:
+        return hidden_BLF[:, 0]
+    real_BL1 = real_BL[:, :, None]
+    mean: np.ndarray = (hidden_BLF * real_BL1).sum(1) / real_BL1.sum(1)
+    return mean
 
 
 def encoder_digest(path: str) -> str:

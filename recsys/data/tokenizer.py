@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 """The file of a tokenizer, here and in the folders of encoders."""
+ENCODER = "encoder"
+"""The folder of a run that holds its encoder and tokenizer, after `recsys pretrain`."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>"), "mask": ("[MASK]", "<mask>")}
 """Special tokens as the BERT and the RoBERTa families call them."""
@@ -56,13 +58,14 @@ def train_tokenizer(*catalogues: Attributes, vocab_size: int = 30_000) -> "Token
 
 
 def encoder_folder(name: str) -> Path:
-    """The local folder of an encoder: the one named, or a copy of one of the Hugging Face hub.
+    """The local folder of an encoder: the one named, that of a run of `recsys pretrain`, or a copy
+    of one of the Hugging Face hub.
 
     Of the hub nothing is fetched but JSON and safetensors. InputError where `name` is neither.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        return folder / ENCODER if (folder / ENCODER).is_dir() else folder
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"{name} is neither the folder nor the hub id of a text encoder")
     from huggingface_hub import snapshot_download

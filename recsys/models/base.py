@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -185,6 +186,34 @@ class ItemConfig:
     text encoder, or a Parquet file of vectors (of texts, pictures, anything)."""
     item_experts: int = 1
     """Adaptors that a gate mixes for each item; 1 is a single one without a gate."""
+
+
+@dataclass(frozen=True)
+class PretrainingTexts:
+    """What a model that reads texts hands to its pretraining: N histories, M hidden words."""
+
+    query_ND: Tensor
+    target_ND: Tensor
+    """The vector of each history's next item, from its text, with its gradient."""
+    target_N: Tensor
+    """int64 item numbers of the next items."""
+    word_MW: Tensor
+    """Logits of the W words of the tokenizer."""
+    label_M: Tensor
+    """int64 the words that were hidden."""
+
+
+@runtime_checkable
+class ReadsTexts(Protocol):
+    """A sequence model that reads the texts of items, and so can be pretrained on them."""
+
+    def pretraining(self, batch: Batch, mask_rate: float) -> PretrainingTexts:
+        """Queries, next items and hidden words of a batch; mask_rate is the share of words."""
+        ...
+
+    def save_encoder(self, folder: Path, num_tokens: int) -> None:
+        """Write the encoder alone, for a tokenizer of so many tokens."""
+        ...
 
 
 class CountingModel(Recommender):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,7 +14,14 @@ from recsys.data.tokenizer import Tokenizer, encoder_folder
 from recsys.errors import InputError
 from recsys.layers.text_encoder import TextEncoder, TextEncoderConfig, pretrained_config
 from recsys.layers.token_items import TokenItems
-from recsys.models.base import Pairs, Report, SequenceModel, check_heads, check_sizes
+from recsys.models.base import (
+    Pairs,
+    PretrainingTexts,
+    Report,
+    SequenceModel,
+    check_heads,
+    check_sizes,
+)
 
 ITEMS_AT_ONCE = 256
 """Items whose texts are encoded in one batch when the table is renewed."""
@@ -161,26 +169,81 @@ class Recformer(SequenceModel):
 
         Histories hold 2 to max_len + 1 items.
         """
-        place_N, row_N = draw_targets(batch.lengths_B, self.config.targets)
-        before = Batch(batch.items_BT[row_N, : int(place_N.max())], place_N)
-        steps_T = torch.arange(before.items_BT.shape[1], device=place_N.device)
-        items_NT = before.items_BT * (steps_T < place_N[:, None])
-        query_ND = self.query(Batch(items_NT, place_N))
-        target_N = batch.items_BT[row_N, place_N]
-        return Pairs(query_ND, target_N, torch.ones(len(target_N), device=target_N.device))
+        before, target_N = self._drawn(batch)
+        weight_N = torch.ones(len(target_N), device=target_N.device)
+        return Pairs(self.query(before), target_N, weight_N)
+
+    def pretraining(self, batch: Batch, mask_rate: float) -> PretrainingTexts:
+        """Section 2.3: drawn places as in training, next items as texts, hidden words.
+
+        Words are found by the product of their place's vector and the table of tokens.
+        """
+        before, target_N = self._drawn(batch)
+        token_BL, type_BL, item_BL, real_BL = self._text(before)
+        _, mask, _ = self.items.special()
+        hidden_BL, seen_BL = hide_words(token_BL, type_BL > 0, mask_rate, mask, self._num_words)
+        x_BLD = self.encoder(seen_BL, type_BL, item_BL, real_BL)
+        return PretrainingTexts(
+            self._pooled(x_BLD, real_BL),
+            self._encoded(target_N[:, None]) / self.config.temperature,
+            target_N,
+            x_BLD[hidden_BL] @ self.encoder.tokens.weight.T,
+            token_BL[hidden_BL],
+        )
+
+    def save_encoder(self, folder: Path, num_tokens: int) -> None:
+        """Write the encoder alone, without rows for tokens that its tokenizer has not learned."""
+        encoder = TextEncoder(dataclasses.replace(_sizes(self.config), vocab_size=num_tokens))
+        weights = self.encoder.state_dict()
+        encoder.load_state_dict(weights | {"tokens.weight": weights["tokens.weight"][:num_tokens]})
+        encoder.save(folder)
 
     def query(self, batch: Batch) -> Tensor:
         """[B, D] of length 1. Histories hold 1 to max_len items."""
         return self._encoded(_newest_first(batch)[0])
 
+    @property
+    def _num_words(self) -> int:
+        return self.config.vocab_size
+
+    def _drawn(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """(what is before some places of each history, int64 [N] the items there)."""
+        place_N, row_N = draw_targets(batch.lengths_B, self.config.targets)
+        steps_T = torch.arange(int(place_N.max()), device=place_N.device)
+        items_NT = batch.items_BT[row_N][:, : len(steps_T)] * (steps_T < place_N[:, None])
+        return Batch(items_NT, place_N), batch.items_BT[row_N, place_N]
+
+    def _text(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.items.text(_newest_first(batch)[0], self.config.max_tokens)
+
     def _encoded(self, newest_BT: Tensor) -> Tensor:
         """[B, D] of length 1, of texts whose items are given newest first."""
         token_BL, type_BL, item_BL, real_BL = self.items.text(newest_BT, self.config.max_tokens)
-        x_BLD = self.encoder(token_BL, type_BL, item_BL, real_BL)
+        return self._pooled(self.encoder(token_BL, type_BL, item_BL, real_BL), real_BL)
+
+    def _pooled(self, x_BLD: Tensor, real_BL: Tensor) -> Tensor:
+        """[B, D] of length 1."""
         if self.config.pooling == "cls":
             return F.normalize(x_BLD[:, 0], dim=-1)
         real_BL1 = real_BL[:, :, None]
         return F.normalize((x_BLD * real_BL1).sum(1) / real_BL1.sum(1), dim=-1)
+
+
+def hide_words(
+    token_BL: Tensor, word_BL: Tensor, mask_rate: float, mask: int, num_words: int
+) -> tuple[Tensor, Tensor]:
+    """(bool [B, L] the words to be found again, at least one; [B, L] the tokens that are seen).
+
+    Of those words 8 in 10 are seen as `mask`, 1 as another token and 1 as it is (Devlin et al.
+    2019, section 3.1). word_BL is bool, True where a token is a word that may be chosen.
+    """
+    draw_BL = torch.rand(token_BL.shape, device=token_BL.device).masked_fill(~word_BL, 2.0)
+    hidden_BL = draw_BL < mask_rate
+    hidden_BL |= draw_BL == draw_BL.min()
+    fate_BL = torch.rand(token_BL.shape, device=token_BL.device)
+    seen_BL = torch.where(hidden_BL & (fate_BL < 0.8), mask, token_BL)
+    other_BL = torch.randint_like(token_BL, num_words)
+    return hidden_BL, torch.where(hidden_BL & (fate_BL >= 0.9), other_BL, seen_BL)
 
 
 def draw_targets(lengths_B: Tensor, targets: int) -> tuple[Tensor, Tensor]:

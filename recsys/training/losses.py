@@ -234,11 +234,37 @@ class TOP1Max(_AgainstTheHighest):
         return _weighted_mean(loss_N.masked_fill(none_N, 0.0), pairs.weight_N)
 
 
+@dataclass(frozen=True)
+class MLMContrastive:
+    """Recformer's pretraining: each history is to find the text of its next item among those of the
+    batch, and hidden words are to be found again (Li et al. 2023, section 2.3).
+
+    For models that read texts; `objectives.TextPretraining` computes it.
+    """
+
+    name: ClassVar[str] = "mlm_contrastive"
+    paper: ClassVar[str] = "Li et al., Text Is All You Need, KDD 2023"
+    mlm_weight: float = 0.1
+    """What the loss of hidden words is multiplied by, 0 for none."""
+    mask_rate: float = 0.15
+    """Share of words that are to be found again, in (0, 1): 8 of 10 are hidden, 1 is another word,
+    1 stays (Devlin et al. 2019)."""
+
+    def __post_init__(self) -> None:
+        if not self.mlm_weight >= 0:
+            raise InputError(f"loss.mlm_weight must not be negative, got {self.mlm_weight}")
+        if not 0 < self.mask_rate < 1:
+            raise InputError(f"loss.mask_rate must lie in (0, 1), got {self.mask_rate}")
+
+
 Loss = Softmax | Cloze | SampledSoftmax | BCE | GBCE | BPRMax | TOP1Max
-LOSSES: tuple[type[Loss], ...] = (Softmax, SampledSoftmax, BCE, GBCE, BPRMax, TOP1Max, Cloze)
+"""What compares the pairs of a model with item vectors."""
+AnyLoss = Loss | MLMContrastive
+PAIR_LOSSES: tuple[type[Loss], ...] = (Softmax, SampledSoftmax, BCE, GBCE, BPRMax, TOP1Max, Cloze)
+LOSSES: tuple[type[AnyLoss], ...] = (*PAIR_LOSSES, MLMContrastive)
 
 
-def loss_class(name: str) -> type[Loss]:
+def loss_class(name: str) -> type[AnyLoss]:
     """The loss called `name`, as in `--set loss.name=NAME`."""
     known = {loss.name: loss for loss in LOSSES}
     if name not in known:

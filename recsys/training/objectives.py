@@ -1,15 +1,17 @@
 """Objectives: (model, batch) -> (loss, logs). All that the trainer calls."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.batch import Batch
 from recsys.data.negatives import NegativeSampler
-from recsys.models.base import SequenceModel
-from recsys.training.losses import Loss, Softmax
+from recsys.models.base import ReadsTexts, SequenceModel
+from recsys.training.losses import AnyLoss, Loss, MLMContrastive, Softmax
 
 
 class Objective(Protocol):
@@ -54,3 +56,36 @@ def next_item(loss: Loss, item_counts: Tensor, dtype: torch.dtype = torch.float3
             loss.negatives, loss.num_negatives, loss.per_pair, item_counts, loss.alpha
         )
     return NextItem(loss, sampler, torch.default_generator, dtype)
+
+
+@dataclass(frozen=True)
+class TextPretraining:
+    """Histories find the text of their next item among those of the batch, and hidden words."""
+
+    loss: MLMContrastive
+    dtype: torch.dtype
+    """Of matrix products."""
+
+    def __call__(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """([] loss, {"pairs": N})."""
+        assert isinstance(model, ReadsTexts)
+        device, low = batch.items_BT.device.type, self.dtype != torch.float32
+        with torch.autocast(device, self.dtype, enabled=low and device != "cpu"):
+            found = model.pretraining(batch, self.loss.mask_rate)
+        score_NN = found.query_ND.float() @ found.target_ND.float().T
+        # The same item twice in a batch is no negative of itself.
+        same_NN = found.target_N[:, None] == found.target_N
+        same_NN.fill_diagonal_(False)
+        contrast = F.cross_entropy(
+            score_NN.masked_fill(same_NN, -math.inf),
+            torch.arange(len(score_NN), device=score_NN.device),
+        )
+        words = F.cross_entropy(found.word_MW.float(), found.label_M)
+        return contrast + self.loss.mlm_weight * words, {"pairs": float(len(found.target_N))}
+
+
+def objective_of(loss: AnyLoss, item_counts: Tensor, dtype: torch.dtype) -> Objective:
+    """What a loss asks of the trainer; item_counts as for `next_item`."""
+    if isinstance(loss, MLMContrastive):
+        return TextPretraining(loss, dtype)
+    return next_item(loss, item_counts, dtype)

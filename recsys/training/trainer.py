@@ -32,7 +32,8 @@ class TrainerConfig:
     """Settings named trainer.* on the command line."""
 
     epochs: int = 100
-    """Most passes over the training histories."""
+    """Most passes over the training histories; 0 leaves a model as it begins, which is something
+    for one that starts from a pretrained encoder."""
     batch_size: int = 256
     """Histories a batch (in each process)."""
     long_histories: Literal["last", "windows"] = "last"
@@ -64,10 +65,17 @@ class TrainerConfig:
     """Write TensorBoard events into RUN/tensorboard (needs the extra `track`)."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "validate_every", "lr"):
+        for name in ("batch_size", "accumulate", "validate_every", "lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"trainer.{name} must be above 0, got {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_steps", "grad_clip", "patience", "save_every_seconds"):
+        for name in (
+            "epochs",
+            "weight_decay",
+            "warmup_steps",
+            "grad_clip",
+            "patience",
+            "save_every_seconds",
+        ):
             if not getattr(self, name) >= 0:
                 raise InputError(f"trainer.{name} must not be negative, got {getattr(self, name)}")
 

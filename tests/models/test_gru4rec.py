@@ -9,7 +9,7 @@ import torch
 from recsys.batch import PAD, Batch
 from recsys.errors import InputError
 from recsys.models.gru4rec import GRU4Rec
-from recsys.training.losses import LOSSES, Softmax
+from recsys.training.losses import PAIR_LOSSES, Softmax
 from recsys.training.objectives import next_item
 from recsys.training.optimizers import adamw
 
@@ -46,7 +46,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         GRU4Rec.Config(**settings)
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", PAIR_LOSSES)
 @pytest.mark.parametrize("item_tables", ["shared", "separate"])
 def test_padding_rows_are_zero_and_never_trained(kind, item_tables):
     model = small(item_tables=item_tables, dropout=0.0).train()

@@ -12,7 +12,7 @@ from recsys.layers.attention import CausalSelfAttention
 from recsys.layers.block import PreNormBlock
 from recsys.layers.feedforward import FeedForward
 from recsys.models.sasrec import SASRec
-from recsys.training.losses import LOSSES, Softmax
+from recsys.training.losses import PAIR_LOSSES, Softmax
 from recsys.training.objectives import next_item
 from recsys.training.optimizers import adamw
 
@@ -49,7 +49,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         SASRec.Config(**settings)
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", PAIR_LOSSES)
 def test_the_padding_row_is_zero_and_never_trained(kind):
     model = small(dropout=0.0).train()
     assert not model.item_vectors()[PAD].any()

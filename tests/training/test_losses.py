@@ -14,7 +14,7 @@ from recsys.models.base import Pairs
 from recsys.training.losses import (
     BCE,
     GBCE,
-    LOSSES,
+    PAIR_LOSSES,
     BPRMax,
     Cloze,
     Loss,
@@ -238,7 +238,7 @@ def test_gbce_raises_the_positive_to_the_beta_of_the_paper(t, beta):
     assert found.item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", PAIR_LOSSES)
 def test_a_weight_of_zero_removes_a_pair(kind):
     loss, items = kind(), vectors()
     pairs = some_pairs([3, 1, 7, 2], [1.0, 0.0, 2.0, 0.0])
@@ -260,7 +260,7 @@ def test_a_negative_equal_to_the_target_is_ignored(loss):
     assert items.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", PAIR_LOSSES)
 def test_the_value_is_float32_and_finite_for_bfloat16_queries_and_large_scores(kind):
     loss, items = kind(), vectors() * 100
     pairs = some_pairs([3, 1, 7, 2])
@@ -314,7 +314,16 @@ def test_an_unknown_loss_suggests_the_nearest():
 
 def test_the_list_of_losses_is_ready_for_json_and_names_every_setting():
     listed = {entry["name"]: entry for entry in json.loads(json.dumps(loss_list()))}
-    names = ["softmax", "sampled_softmax", "bce", "gbce", "bpr_max", "top1_max", "cloze"]
+    names = [
+        "softmax",
+        "sampled_softmax",
+        "bce",
+        "gbce",
+        "bpr_max",
+        "top1_max",
+        "cloze",
+        "mlm_contrastive",
+    ]
     assert list(listed) == names
     assert {"name": "loss.t", "type": "a number", "default": 0.75} in listed["gbce"]["settings"]
     assert all(entry["title"] and entry["paper"] for entry in listed.values())

@@ -11,7 +11,7 @@ from recsys.models.base import SequenceModel
 from recsys.training.losses import (
     BCE,
     GBCE,
-    LOSSES,
+    PAIR_LOSSES,
     BPRMax,
     Cloze,
     SampledSoftmax,
@@ -104,7 +104,7 @@ def test_popularity_is_taken_to_the_power_that_the_loss_says(kind):
     torch.testing.assert_close(share, torch.full((NUM_ITEMS,), 1 / 7), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", PAIR_LOSSES)
 def test_every_loss_reaches_every_parameter(model: Lookup, kind):
     loss, _ = next_item(kind(), COUNTS)(model, BATCH)
     loss.backward()

@@ -476,7 +476,7 @@ def test_a_loss_that_is_not_a_number_is_not_saved():
         assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "accumulate", "validate_every", "lr"])
+@pytest.mark.parametrize("name", ["batch_size", "accumulate", "validate_every", "lr"])
 def test_settings_that_must_be_above_zero(name):
     for value in (0, -1, math.nan):
         with pytest.raises(InputError, match=f"trainer.{name} must be above 0, got {value}"):

@@ -1,0 +1,95 @@
+"""Several data sets as one, for a training that is to learn from all of them."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.data.sequences import (
+    FORMAT_VERSION,
+    SequenceDataset,
+    fingerprint,
+    int_array,
+    write_sequences,
+)
+from recsys.data.sources import cache_dir
+from recsys.data.text import Report, item_attributes
+from recsys.errors import InputError
+
+
+def combine(datasets: Sequence[SequenceDataset], report: Report) -> Path:
+    """A prepared folder in the cache that holds the histories and the texts of all data sets.
+
+    Users and items are called NAME:ID after their data set, so that none meet by chance. Times are
+    left out: they are in units of their own. InputError where two have one name, or one no text.
+    """
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise InputError(f"data sets to be combined must have different names, got {names}")
+    digest = hashlib.sha256(json.dumps([d.fingerprint for d in datasets]).encode()).hexdigest()
+    folder = cache_dir() / "prepared" / f"{'+'.join(names)}-{digest[:12]}"
+    if (folder / "dataset.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".combine-", dir=folder.parent))
+    try:
+        _write(staging / "whole", datasets, report)
+        os.replace(staging / "whole", folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, datasets: Sequence[SequenceDataset], report: Report) -> None:
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    first_items = np.cumsum([0, *(dataset.num_items for dataset in datasets)])
+    items = np.concatenate(
+        [d.items + np.int32(first) for d, first in zip(datasets, first_items, strict=False)]
+    )
+    lengths = np.concatenate([np.diff(dataset.offsets) for dataset in datasets])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    users = pa.concat_arrays([_named(d.name, d.users) for d in datasets])
+    catalogue = pa.concat_tables(
+        [_catalogue(dataset, report) for dataset in datasets], promote_options="default"
+    )
+    write_sequences(folder / "sequences.arrow", users, items, offsets, None)
+    pq.write_table(catalogue, folder / "items.parquet")
+    raw_items = catalogue["item"].combine_chunks()
+    info = {
+        "format": FORMAT_VERSION,
+        "name": "+".join(dataset.name for dataset in datasets),
+        "fingerprint": fingerprint(items, offsets, None, raw_items),
+        "users": len(users),
+        "items": catalogue.num_rows,
+        "interactions": len(items),
+        "time_range": None,
+        "time_unit": None,
+        "parts": {dataset.name: dataset.fingerprint for dataset in datasets},
+    }
+    (folder / "dataset.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+
+
+def _catalogue(dataset: SequenceDataset, report: Report) -> pa.Table:
+    """Raw ids, counts and texts, lists of them joined."""
+    attributes = item_attributes(dataset.catalogue, lambda text: report(f"{dataset.name}: {text}"))
+    texts = zip(attributes.columns, attributes.values, strict=True)
+    counts = np.bincount(dataset.items, minlength=dataset.num_items + 1)[1:].astype(np.int64)
+    return pa.table(
+        {
+            "item": _named(dataset.name, dataset.catalogue["item"]),
+            "count": int_array(counts),
+            **{name: pa.array(values, pa.string()) for name, values in texts},
+        }
+    )
+
+
+def _named(name: str, raw: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return pa.array([f"{name}:{value}" for value in raw.to_pylist()], pa.string())

@@ -1,0 +1,56 @@
+"""Several data sets as one."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from recsys.data.combine import combine
+from recsys.data.formats import source_from_table
+from recsys.data.interactions import Columns
+from recsys.data.prepare import DataConfig, prepare
+from recsys.data.sequences import SequenceDataset
+from recsys.errors import InputError
+
+
+def made(folder: Path, name: str, titled: bool = True) -> SequenceDataset:
+    log = pa.table({"user": ["u", "u", "v", "v"], "item": ["a", "b", "b", "c"]})
+    items = folder / f"{name}.jsonl"
+    items.write_text(json.dumps({"item": "a", "title": name, "tags": ["x", "y"]}) + "\n")
+    config = DataConfig(items=str(items) if titled else None)
+    source = source_from_table(log, Columns(), name)
+    return prepare(source, folder / name, config, report=print)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
+
+
+def test_histories_and_texts_stand_one_after_the_other(tmp_path: Path):
+    parts = [made(tmp_path, "one"), made(tmp_path, "two")]
+    whole = SequenceDataset.load(combine(parts, print))
+    assert whole.name == "one+two"
+    assert whole.users.to_pylist() == ["one:u", "one:v", "two:u", "two:v"]
+    raw = whole.catalogue["item"].to_pylist()
+    assert raw == [f"{name}:{item}" for name in ("one", "two") for item in "abc"]
+    assert whole.catalogue["title"].to_pylist() == ["one", None, None, "two", None, None]
+    assert whole.catalogue["tags"].to_pylist()[0] == "x, y"
+    assert whole.catalogue["count"].to_pylist() == [1, 2, 1, 1, 2, 1]
+    histories = [[raw[item - 1] for item in whole[user]] for user in range(4)]
+    assert histories == [
+        ["one:a", "one:b"],
+        ["one:b", "one:c"],
+        ["two:a", "two:b"],
+        ["two:b", "two:c"],
+    ]
+    assert combine(parts, print) == combine(parts[:], print)
+
+
+def test_data_sets_of_one_name_or_without_text_are_refused(tmp_path: Path):
+    one = made(tmp_path, "one")
+    with pytest.raises(InputError, match="must have different names"):
+        combine([one, one], print)
+    with pytest.raises(InputError, match="nothing is known of the items in words"):
+        combine([one, made(tmp_path, "bare", titled=False)], print)

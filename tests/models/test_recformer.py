@@ -1,0 +1,157 @@
+"""Recformer beyond the contract: how a history becomes a text, what is asked, what is hidden."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_models import NUM_ITEMS, batch_of, tiny_config, toy_features
+
+from recsys.errors import InputError
+from recsys.models.base import new_model
+from recsys.models.recformer import Recformer, draw_targets, hide_words
+from recsys.training.losses import MLMContrastive
+from recsys.training.objectives import TextPretraining
+
+
+def small(**settings: Any) -> Recformer:
+    torch.manual_seed(0)
+    config = dataclasses.replace(tiny_config("recformer"), **settings)
+    model = new_model("recformer", config, NUM_ITEMS, toy_features("recformer"))
+    assert isinstance(model, Recformer)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_history_is_cls_and_its_items_newest_first():
+    model = small()
+    token_BL, type_BL, item_BL, real_BL = model._text(batch_of([[3, 9], [12]]))
+    # Item i is the key 4 and the words 5 + i % 8 and 13 + i // 8.
+    assert token_BL.tolist() == [[1, 4, 6, 14, 4, 8, 13], [1, 4, 9, 14, 3, 3, 3]]
+    assert type_BL.tolist() == [[0, 1, 2, 2, 1, 2, 2], [0, 1, 2, 2, 0, 0, 0]]
+    assert item_BL.tolist() == [[0, 1, 1, 1, 2, 2, 2], [0, 1, 1, 1, 0, 0, 0]]
+    assert real_BL.sum(1).tolist() == [7, 4]
+
+
+@torch.no_grad()
+def test_the_oldest_text_goes_where_a_history_is_too_long():
+    model = small(max_tokens=6)
+    token_BL, _, item_BL, _ = model._text(batch_of([[3, 9]]))
+    assert token_BL.tolist() == [[1, 4, 6, 14, 4, 8]]
+    assert item_BL.tolist() == [[0, 1, 1, 1, 2, 2]]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@torch.no_grad()
+def test_scores_are_cosines_over_the_temperature(pooling: str):
+    model = small(pooling=pooling, temperature=0.5)
+    model.renew()
+    batch = batch_of([[3, 9], [12]])
+    query = model.query(batch)
+    alone = torch.cat([model.query(batch_of([[item]])) for item in range(1, NUM_ITEMS + 1)])
+    torch.testing.assert_close(query.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(model.item_vectors()[1:], alone / 0.5)
+    torch.testing.assert_close(model.scorer()(batch)[:, 1:], query @ alone.T / 0.5)
+
+
+@torch.no_grad()
+def test_the_table_stays_when_its_stage_is_over():
+    model = small(refresh_epochs=2)
+    for epoch, moves in ((0, True), (1, True), (2, False), (7, False)):
+        before = model.item_vectors().clone()
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model.start_epoch(epoch)
+        assert torch.equal(model.item_vectors(), before) != moves
+    assert not model.training
+
+
+def test_as_many_different_places_as_asked_for_are_drawn_and_never_the_first():
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(200):
+        place_N, row_N = draw_targets(torch.tensor([2, 7]), 3)
+        assert row_N.tolist() == [0, 1, 1, 1]
+        assert place_N[0] == 1
+        assert len(set(place_N[1:].tolist())) == 3
+        seen |= set(place_N[1:].tolist())
+    assert seen == {1, 2, 3, 4, 5, 6}
+
+
+def test_words_are_hidden_at_their_rate_and_mostly_by_the_mask():
+    torch.manual_seed(0)
+    token_BL = torch.randint(5, 1000, (200, 100))
+    word_BL = torch.ones_like(token_BL, dtype=torch.bool)
+    word_BL[:, :10] = False
+    hidden_BL, seen_BL = hide_words(token_BL, word_BL, 0.2, 2, 1000)
+    assert not hidden_BL[:, :10].any()
+    assert hidden_BL[:, 10:].float().mean().item() == pytest.approx(0.2, abs=0.01)
+    assert torch.equal(seen_BL[~hidden_BL], token_BL[~hidden_BL])
+    assert (seen_BL[hidden_BL] == 2).float().mean().item() == pytest.approx(0.8, abs=0.02)
+    same = (seen_BL == token_BL)[hidden_BL].float().mean().item()
+    assert same == pytest.approx(0.1, abs=0.02)
+
+
+def test_one_word_at_least_is_hidden():
+    hidden_BL, _ = hide_words(torch.tensor([[7, 8]]), torch.tensor([[False, True]]), 1e-9, 2, 10)
+    assert hidden_BL.tolist() == [[False, True]]
+
+
+def test_the_loss_of_pretraining_by_hand():
+    model = small(targets=1)
+    batch = batch_of([[3, 9], [12, 5], [1, 9]])
+    torch.manual_seed(1)
+    found = model.pretraining(batch, 0.3)
+    torch.manual_seed(1)
+    loss, logs = TextPretraining(MLMContrastive(mlm_weight=0.5, mask_rate=0.3), torch.float32)(
+        model, batch
+    )
+    scores = (found.query_ND @ found.target_ND.T).detach()
+    assert found.target_N.tolist() == [9, 5, 9]
+    # The two histories with the same next item are no negatives of each other.
+    others = {0: [0, 1], 1: [0, 1, 2], 2: [1, 2]}
+    contrast = sum(
+        math.log(sum(math.exp(scores[row, other]) for other in others[row])) - scores[row, row]
+        for row in range(3)
+    )
+    log_words = found.word_MW.detach().log_softmax(1)
+    words = -log_words[torch.arange(len(found.label_M)), found.label_M].mean()
+    assert loss.item() == pytest.approx(float(contrast / 3 + 0.5 * words), abs=1e-5)
+    assert logs == {"pairs": 3.0}
+
+
+def test_an_encoder_saved_alone_reads_as_it_did(tmp_path: Path):
+    from recsys.layers.text_encoder import TextEncoder
+
+    model = small()
+    model.save_encoder(tmp_path, 20)
+    said: list[str] = []
+    read = TextEncoder.from_pretrained(
+        tmp_path, num_tokens=20, max_tokens=32, max_items=6, report=said.append, window=4
+    ).eval()
+    text = model._text(batch_of([[3, 9], [12]]))
+    torch.testing.assert_close(read(*text), model.encoder(*text))
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "model.temperature must be above 0, got 0.0"),
+        ({"window": 1}, "model.window must be at least 2, got 1"),
+        ({"max_item_tokens": 2}, "model.max_item_tokens must be at least 3, got 2"),
+        ({"num_heads": 3}, "must be a multiple of model.num_heads"),
+        ({"refresh_epochs": 0}, "model.refresh_epochs must be at least 1"),
+        ({"dropout": 1.0}, "model.dropout must lie in"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(Recformer.Config(), **settings)
+
+
+def test_tokens_are_needed():
+    with pytest.raises(InputError, match="recformer needs the tokens of the items"):
+        new_model("recformer", Recformer.Config(), 5)
