@@ -287,7 +287,7 @@ def test_preparing_again_keeps_what_else_lies_in_the_folder():
     assert Path("data/notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("place", ["write_sequences", "_write_items", "_stream"])
+@pytest.mark.parametrize("place", ["write_sequences", "_catalogue", "_stream"])
 @pytest.mark.parametrize(("error", "code"), [(errno.ENOSPC, 1), (None, 130)])
 def test_a_preparation_cut_short_leaves_the_old_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: int | None, code: int

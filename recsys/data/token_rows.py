@@ -76,13 +76,13 @@ class TokenRows:
 
 def fit_token_rows(
     catalogues: list[pa.Table],
-    encoder: str,
+    encoder: str | None,
     vocab_size: int,
     max_item_tokens: int,
     max_attribute_tokens: int,
     report: Report | None = None,
 ) -> TokenRows:
-    """With an encoder's tokenizer, or, where `encoder` is empty, one learned from catalogues."""
+    """With an encoder's tokenizer, or, where there is none, one learned from catalogues."""
     if encoder:
         tokenizer = Tokenizer.load(encoder_folder(encoder))
     else:

@@ -65,8 +65,8 @@ def evaluate_run(
     config = read_config(run)
     split_config = _split_config(run, config)
     seen = seen or split_config.seen_items
-    by_text = knows_by_text(config["model"])
-    dataset = _the_data(run, config, dataset, other=by_text)
+    other = dataset is not None and knows_by_text(config["model"])
+    dataset = _the_data(run, config, dataset, other=other)
     transfer = dataset.fingerprint != config["dataset"]["fingerprint"]
     parts = split(dataset, split_config)
     if config["refit"] and part == "valid" and not transfer:

@@ -46,7 +46,7 @@ class Recformer(SequenceModel):
     class Config:
         """Settings named model.* on the command line."""
 
-        encoder: str = ""
+        encoder: str | None = None
         """Folder or hub id of a text encoder (BERT, RoBERTa, MiniLM, Longformer, or what `recsys
         pretrain` left) to start from, which then decides the sizes; none, to start from nothing."""
         dim: int = 128

@@ -44,7 +44,7 @@ def test_a_history_takes_the_bytes_that_init_state_says_whatever_max_len(max_len
 
 @pytest.mark.parametrize("hidden_dim", [None, 5])
 def test_the_feed_forward_is_four_times_dim_wide_where_not_said(hidden_dim):
-    block, wide = small(hidden_dim=hidden_dim).blocks[0], hidden_dim or 32
+    block, wide = small(hidden_dim=hidden_dim).encoder.blocks[0], hidden_dim or 32
     assert sum(p.numel() for p in block.feedforward.parameters()) == 2 * 8 * wide + wide + 8
 
 

@@ -26,7 +26,7 @@ def small(**settings: Any) -> LSSLRec:
 def timed(**settings: Any) -> LSSLRec:
     """Over gaps, with clocks that are no longer at their start."""
     model = small(time="gaps", **settings)
-    for block in model.blocks:
+    for block in model.encoder.blocks:
         torch.nn.init.normal_(block.mixer.clock.bend_K, std=0.3)
     return model.eval()
 
