@@ -135,7 +135,8 @@ class Whitening(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., F] -> [..., D]."""
-        return (x - self.mean) @ self.weight
+        # b W is taken off at the end: its gradient then costs no product over the catalogue.
+        return F.linear(x, self.weight.T, -(self.mean @ self.weight))
 
 
 class WhiteningExperts(nn.Module):
