@@ -22,7 +22,8 @@ def faults(steps):
 
 assert keep_freed_memory()
 faults(3)
-print(faults(10))
+# The best of three: the system itself may take pages from a process.
+print(min(faults(10) for _ in range(3)))
 """
 
 
@@ -30,9 +31,8 @@ print(faults(10))
 def test_no_page_is_fetched_again_between_steps():
     command = [sys.executable, "-c", STEPS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    # Without it, each of the ten steps fetches 12,000 pages. A system that takes pages from idle
-    # processes makes it fetch some again all the same.
-    assert int(done.stdout) < 12_000
+    # Without it, each of the ten steps fetches 12,000 pages.
+    assert int(done.stdout) < 1000
 
 
 def test_where_there_is_no_glibc_nothing_happens(monkeypatch):
