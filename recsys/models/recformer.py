@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.batch import Batch
+from recsys.data.token_rows import TYPE_BITS
 from recsys.data.tokenizer import Tokenizer, encoder_folder
 from recsys.errors import InputError
 from recsys.layers.text_encoder import TextEncoder, TextEncoderConfig, pretrained_config
@@ -112,6 +113,12 @@ class Recformer(SequenceModel):
 
     def __init__(self, config: Config, num_items: int, features_VW: Tensor):
         super().__init__()
+        largest = int(features_VW.max()) >> TYPE_BITS
+        if features_VW.min() < 0 or largest >= config.vocab_size:
+            raise InputError(
+                f"the items hold token {largest:,}, model.vocab_size is {config.vocab_size:,}: they"
+                " are of another tokenizer"
+            )
         self.config = config
         self.max_len = config.max_len
         self.items = TokenItems(features_VW, config.dim)

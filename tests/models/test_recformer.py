@@ -152,6 +152,11 @@ def test_a_setting_that_cannot_be_is_refused(settings: dict[str, Any], message: 
         dataclasses.replace(Recformer.Config(), **settings)
 
 
+def test_tokens_of_another_tokenizer_are_refused():
+    with pytest.raises(InputError, match=r"the items hold token 14, model\.vocab_size is 12"):
+        small(vocab_size=12)
+
+
 def test_tokens_are_needed():
     with pytest.raises(InputError, match="recformer needs the tokens of the items"):
         new_model("recformer", Recformer.Config(), 5)
