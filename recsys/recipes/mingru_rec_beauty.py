@@ -1,6 +1,7 @@
 """MinGRURec for Amazon Beauty (S3-Rec's 5-core file: 22,363 users, 12,101 items).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.0875, NDCG@10 0.0520 after 18 epochs; with --refit
+0.1009 and 0.0611.
 """
 
 from recsys.models.mingru_rec import MinGRURec
