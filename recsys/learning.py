@@ -173,7 +173,7 @@ def item_features(
     if model_class(config.model_name).reads_tokens:
         limits = config.model.max_item_tokens, config.model.max_attribute_tokens
         made: ItemVectors | TokenRows = fit_token_rows(
-            [catalogue], config.model.encoder, config.model.vocab_size, *limits, report
+            catalogue, config.model.encoder, config.model.vocab_size, *limits, report
         )
     elif config.model.item_encoder != "id":
         made = fit_item_vectors(catalogue, config.model.item_vectors, report)

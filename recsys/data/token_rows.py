@@ -75,17 +75,16 @@ class TokenRows:
 
 
 def fit_token_rows(
-    catalogues: list[pa.Table],
+    catalogue: pa.Table,
     encoder: str | None,
     vocab_size: int,
     max_item_tokens: int,
     max_attribute_tokens: int,
     report: Report | None = None,
 ) -> TokenRows:
-    """With an encoder's tokenizer, or, where there is none, one learned from catalogues."""
+    """With an encoder's tokenizer, or, where there is none, one learned from the catalogue."""
     if encoder:
         tokenizer = Tokenizer.load(encoder_folder(encoder))
     else:
-        parts = (item_attributes(catalogue) for catalogue in catalogues)
-        tokenizer = train_tokenizer(*parts, vocab_size=vocab_size)
+        tokenizer = train_tokenizer(item_attributes(catalogue), vocab_size=vocab_size)
     return TokenRows(tokenizer, max_item_tokens, max_attribute_tokens, report)

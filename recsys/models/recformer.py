@@ -188,7 +188,8 @@ class Recformer(SequenceModel):
         before, target_N = self._drawn(batch)
         token_BL, type_BL, item_BL, real_BL = self._text(before)
         _, mask, _ = self.items.special()
-        hidden_BL, seen_BL = hide_words(token_BL, type_BL > 0, mask_rate, mask, self._num_words)
+        num_words = self.config.vocab_size
+        hidden_BL, seen_BL = hide_words(token_BL, type_BL > 0, mask_rate, mask, num_words)
         x_BLD = self.encoder(seen_BL, type_BL, item_BL, real_BL)
         return PretrainingTexts(
             self._pooled(x_BLD, real_BL),
@@ -208,10 +209,6 @@ class Recformer(SequenceModel):
     def query(self, batch: Batch) -> Tensor:
         """[B, D] of length 1. Histories hold 1 to max_len items."""
         return self._encoded(_newest_first(batch)[0])
-
-    @property
-    def _num_words(self) -> int:
-        return self.config.vocab_size
 
     def _drawn(self, batch: Batch) -> tuple[Batch, Tensor]:
         """(what is before some places of each history, int64 [N] the items there)."""
