@@ -19,7 +19,22 @@ from recsys.errors import InputError, WorkError
 from recsys.retrieval.stores import MemoryStore, RedisStore, StateStore, Stored, changed
 
 PASSWORD = "open-sesame"
-ODD = ["", " ", "7", "a:b", "a", "b", "{a}b", "*", "\n\0", "ü", "u\u0308", "\ud800", "x" * 100_000]
+ODD = [
+    "",
+    " ",
+    "7",
+    "a:b",
+    "a",
+    "b",
+    "{a}b",
+    "*",
+    "?",
+    "\n\0",
+    "ü",
+    "u\u0308",
+    "\ud800",
+    "x" * 100_000,
+]
 
 
 @dataclass(frozen=True)
@@ -212,14 +227,18 @@ def test_the_least_recently_used_state_goes_first():
     store = MemoryStore(capacity=3)
     for user in ("ada", "bob", "cyd"):
         put(store, user, "m", b"kept")
-    assert store.swap("ada", "m", b"used", store.get("ada", "m").revision)
+    revision = store.get("ada", "m").revision
+    assert store.get("cyd", "m")
     assert store.get("bob", "m")
+    assert store.swap("ada", "m", b"used", revision)
     put(store, "dan", "m", b"new")
     assert [u for u in ("ada", "bob", "cyd", "dan") if store.get(u, "m")] == ["ada", "bob", "dan"]
-    put(store, "dan", "n", b"a second model counts too")
+    put(store, "bob", "n", b"a second model counts too")
     assert store.get("ada", "m") is None
+    store.remove("ada")
     store.remove("dan")
     assert [u for u in ("ada", "bob", "cyd", "dan") if store.get(u, "m")] == ["bob"]
+    assert store.get("bob", "n")
 
 
 def test_a_swap_from_before_a_state_was_dropped_is_refused():
@@ -294,17 +313,21 @@ def test_each_put_renews_the_time_that_a_user_is_kept(server, in_redis):
         assert client.ttl(key) > 29 * 24 * 3600
 
 
-def test_models_that_are_served_no_more_are_dropped_with_the_first_put_of_a_new_one(server):
-    day = RedisStore(server.url(), "served", ttl_s=24 * 3600, timeout_s=10)
-    brief = RedisStore(server.url(), "served", ttl_s=0.05, timeout_s=10)
-    with contextlib.closing(day), contextlib.closing(brief):
-        put(day, "ada", "old", b"")
-        put(day, "ada", "used", b"")
-        time.sleep(0.1)
-        put(day, "ada", "used", b"")
-        assert brief.swap("ada", "new", b"", None)
-        put(day, "ada", "new", b"")
-        assert [data_of(day, "ada", model) for model in ("old", "used", "new")] == [None, b"", b""]
+def test_models_that_are_served_no_more_are_dropped_with_the_first_put_of_a_new_one(
+    server, in_redis
+):
+    put(in_redis, "ada", "old", b"")
+    put(in_redis, "ada", "used", b"")
+    with contextlib.closing(raw(server)) as client:
+        (key,) = client.keys(f"{in_redis._prefix}:*")
+        for model, days in (("old", 31), ("used", 29)):
+            put_at = int(client.hget(key, f"put {model}"))
+            assert put_at / 1000 == pytest.approx(time.time(), abs=60)
+            client.hset(key, f"put {model}", put_at - days * 24 * 3600 * 1000)
+        put(in_redis, "ada", "new", b"")
+        assert client.hlen(key) == 2 * 3
+    models = ("old", "used", "new")
+    assert [data_of(in_redis, "ada", model) for model in models] == [None, b"", b""]
 
 
 def test_remove_asks_for_one_key_and_no_key_shows_its_user(server, in_redis):
