@@ -272,7 +272,9 @@ def compare(
 @app.command()
 def index(
     folder: RunArgument,
-    kind: Annotated[str, typer.Option("--type", help="flat or hnsw.")] = "flat",
+    kind: Annotated[
+        str, typer.Option("--type", help="flat, hnsw, ivf, ivfpq, sq, or auto: by size.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Build the FAISS index of a run and measure it against exact search."""

@@ -1,129 +1,97 @@
-"""FAISS indexes over item vectors: built beside a run, tied to its weights, measured against exact.
-
-faiss is imported here only, when an index is built or read, and after torch: loading the two in the
-other order crashes on some platforms.
-"""
+"""The index of a run: built beside its weights and tied to them, measured against exact search."""
 
 import hashlib
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from recsys.batch import Batch
-from recsys.checkpoint import WEIGHTS, load_model, read_json, write_json, written_whole
-from recsys.errors import InputError, nearest
+from recsys.checkpoint import WEIGHTS, load_model, read_json, write_json
+from recsys.errors import InputError
 from recsys.models.base import SequenceModel
+from recsys.retrieval.faiss_index import (
+    LISTED,
+    Index,
+    IndexKind,
+    build_index,
+    exact_items,
+    known_kind,
+    map_index,
+    recall,
+    write_index,
+)
 
-IndexKind = Literal["flat", "hnsw"]
-EXTRA_DIMS: dict[str, int] = {"flat": 0, "hnsw": 1}
-"""Coordinates behind the vectors' own, in each kind of index (see `build_index`)."""
-KINDS = tuple(EXTRA_DIMS)
 INDEX, FACTS = "index.faiss", "index.json"
-HNSW_LINKS = 32
-HNSW_BUILD = 200
-HNSW_SEARCH = 128
+HNSW_FROM, IVFPQ_FROM = 200_000, 4_000_000
+"""Items from which `auto` takes these kinds."""
+AUTO = "auto"
 QUERIES = 512
-"""Queries that recall and latency are measured on."""
+"""Queries that an index is tuned on, and as many others that recall and latency are measured on."""
 
 
-@dataclass(frozen=True)
-class Index:
-    """A built index over items 1..V. Searching changes nothing, so threads may share it."""
-
-    kind: IndexKind
-    faiss_index: Any
-
-    def search(self, query_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """([B, k] int64 items, best first, 0 where there are no more; [B, k] float32 inner
-        products).
-
-        query_BD float32 [B, D].
-        """
-        if extra_dims := EXTRA_DIMS[self.kind]:
-            extra = np.zeros((len(query_BD), extra_dims), np.float32)
-            query_BD = np.concatenate([query_BD, extra], axis=1)
-        k = min(k, self.faiss_index.ntotal)
-        if self.kind == "hnsw":
-            # A search that keeps fewer candidates than it returns would come back short.
-            wide = _faiss().SearchParametersHNSW(efSearch=max(HNSW_SEARCH, 2 * k))
-            scores_BK, position_BK = self.faiss_index.search(
-                np.ascontiguousarray(query_BD), k, params=wide
-            )
-        else:
-            scores_BK, position_BK = self.faiss_index.search(np.ascontiguousarray(query_BD), k)
-        return position_BK + 1, scores_BK
-
-
-def build_index(item_vectors: np.ndarray, kind: str) -> Index:
-    """An index over item_vectors float32 [V, D], row i-1 for item i, by inner product.
-
-    HNSW walks a graph of near neighbours, which maximum inner product is not. One more coordinate,
-    sqrt(R^2 - |v|^2) with R the longest norm, makes all items equally long (Bachrach et al. 2014):
-    the graph then has neighbours by angle, and with 0 in that place a query's products stay what
-    they were.
-    """
-    if kind not in KINDS:
-        raise InputError(
-            f"unknown index type {kind!r}{nearest(kind, KINDS)} (types: {', '.join(KINDS)})"
-        )
-    faiss = _faiss()
-    vectors = np.ascontiguousarray(item_vectors, dtype=np.float32)
-    if kind == "flat":
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        index.add(vectors)
-        return Index("flat", index)
-    norm = (vectors.astype(np.float64) ** 2).sum(axis=1)
-    extra = np.sqrt(np.maximum(norm.max() - norm, 0)).astype(np.float32)[:, None]
-    index = faiss.IndexHNSWFlat(vectors.shape[1] + 1, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = HNSW_BUILD
-    index.add(np.concatenate([vectors, extra], axis=1))
-    return Index("hnsw", index)
+def chosen_kind(items: int) -> tuple[IndexKind, str]:
+    """(the kind that `auto` takes for a catalogue of so many items, why)."""
+    if items < HNSW_FROM:
+        return "flat", f"{items:,} items: below {HNSW_FROM:,} exact search is fast enough"
+    if items < IVFPQ_FROM:
+        return "hnsw", f"{items:,} items: from {HNSW_FROM:,} on a graph is faster than exact search"
+    return "ivfpq", f"{items:,} items: from {IVFPQ_FROM:,} on only rounded vectors are small enough"
 
 
 def build_run_index(run: Path, kind: str) -> dict[str, Any]:
-    """Build RUN/index.faiss and measure it: {kind, items, dim, seconds, recall@10, latency_ms}."""
+    """Build RUN/index.faiss of a kind, or of one chosen by size for `auto`, and measure it.
+
+    {kind, why (for auto), items, dim, seconds (of building), recall@10 against exact search, p50_ms
+    and p99_ms of one query on one thread, mb of the file}, on queries of the run's own model.
+    """
+    if kind != AUTO:
+        known_kind(kind, (AUTO,))
     model = load_model(run)
     if not isinstance(model, SequenceModel):
         raise InputError(f"{run} holds a model without item vectors: it has nothing to index")
     with torch.inference_mode():
         vectors = model.item_vectors()[1:].float().numpy()
+    chosen, why = chosen_kind(len(vectors)) if kind == AUTO else (kind, None)
+    queries_QD = _queries(model, len(vectors))
     started = time.perf_counter()
-    index = build_index(vectors, kind)
+    index = build_index(vectors, chosen, queries_QD=queries_QD[:QUERIES])
     seconds = time.perf_counter() - started
-    faiss = _faiss()
-    with written_whole(run / INDEX) as aside:
-        # Through Python's own write: faiss would not notice a disk that is full at the last block.
-        aside.write_bytes(faiss.serialize_index(index.faiss_index))
+    write_index(run / INDEX, index)
     facts = {
-        "kind": kind,
+        "kind": index.kind,
         "items": len(vectors),
         "dim": vectors.shape[1],
+        **({"nprobe": index.nprobe} if index.kind in LISTED else {}),
         "weights_sha256": _sha256(run / WEIGHTS),
         "index_sha256": _sha256(run / INDEX),
     }
     write_json(run / FACTS, facts)
-    recall, latency = _measure(index, vectors, _queries(model, len(vectors)))
     return {
-        "kind": kind,
+        "kind": index.kind,
+        **({} if why is None else {"why": why}),
         "items": len(vectors),
         "dim": vectors.shape[1],
         "seconds": round(seconds, 4),
-        "recall@10": recall,
-        "latency_ms": round(latency, 4),
+        **measured(index, vectors, queries_QD[QUERIES:]),
+        "mb": round((run / INDEX).stat().st_size / 1e6, 3),
     }
 
 
-def load_index(run: Path) -> Index:
-    """The index of a run. InputError if there is none, or it is damaged or of other weights."""
+def load_index(run: Path, *, vectors: np.ndarray | None = None) -> Index:
+    """The index of a run, memory-mapped.
+
+    `vectors` float32 [V, D] are the model's, row i-1 for item i: kinds that round theirs score with
+    them. InputError if there is no index, or it is damaged or of other weights or vectors.
+    """
     if not (run / INDEX).is_file():
         raise InputError(f"{run} has no index: build one with `recsys index {run} --type hnsw`")
     try:
         facts = read_json(run / FACTS)
-        kind, width = facts["kind"], int(facts["dim"]) + EXTRA_DIMS[facts["kind"]]
+        kind, items, dim = known_kind(facts["kind"]), _count(facts["items"]), _count(facts["dim"])
+        nprobe = _count(facts["nprobe"]) if kind in LISTED else 0
         index_sha256, weights_sha256 = facts["index_sha256"], facts["weights_sha256"]
     except (InputError, KeyError, TypeError, ValueError) as error:
         raise InputError(
@@ -135,35 +103,51 @@ def load_index(run: Path) -> Index:
         raise InputError(f"{run / INDEX} is damaged; {again}")
     if weights_sha256 != _sha256(run / WEIGHTS):
         raise InputError(f"{run / INDEX} was built for other weights than {WEIGHTS}; {again}")
-    index = _faiss().read_index(str(run / INDEX))
-    if index.d != width:
-        raise InputError(f"{run / FACTS} is damaged: {run / INDEX} has {index.d} axes; {again}")
-    return Index(kind, index)
+    try:
+        faiss_index = map_index(run / INDEX, kind, items, dim)
+    except ValueError as error:
+        raise InputError(f"{run / FACTS} is damaged: {error}; {again}") from None
+    if kind in LISTED and nprobe > faiss_index.nlist:
+        raise InputError(
+            f"{run / FACTS} is damaged: nprobe is {nprobe:,}, {INDEX} has {faiss_index.nlist:,}"
+            f" lists; {again}"
+        )
+    if vectors is not None and vectors.shape != (items, dim):
+        raise InputError(f"{run / INDEX} is over [{items}, {dim}], the vectors {vectors.shape}")
+    return Index(kind, faiss_index, nprobe, vectors)
+
+
+def measured(index: Index, vectors: np.ndarray, queries_QD: np.ndarray) -> dict[str, float]:
+    """{recall@10 against exact, p50_ms and p99_ms of one query on one thread}."""
+    k = min(10, len(vectors))
+    found_QK, _ = index.search(queries_QD, k)
+    times = []
+    for query_D in queries_QD:
+        started = time.perf_counter()
+        index.search(query_D[None], k)
+        times.append((time.perf_counter() - started) * 1e3)
+    return {
+        "recall@10": recall(found_QK, exact_items(vectors, queries_QD, k)),
+        "p50_ms": round(float(np.median(times)), 4),
+        "p99_ms": round(float(np.quantile(times, 0.99)), 4),
+    }
 
 
 @torch.inference_mode()
 def _queries(model: SequenceModel, num_items: int) -> np.ndarray:
-    """[Q, D] float32 queries of the model after one to three items drawn by a fixed seed."""
+    """[2Q, D] float32 queries of the model after one to three items drawn by a fixed seed."""
     random = np.random.default_rng(0)
-    history_QT = torch.from_numpy(random.integers(1, num_items + 1, size=(QUERIES, 3)))
-    lengths_Q = torch.from_numpy(random.integers(1, min(3, model.max_len) + 1, size=QUERIES))
+    history_QT = torch.from_numpy(random.integers(1, num_items + 1, size=(2 * QUERIES, 3)))
+    lengths_Q = torch.from_numpy(random.integers(1, min(3, model.max_len) + 1, size=2 * QUERIES))
     steps = int(lengths_Q.max())
     real_QT = torch.arange(steps) < lengths_Q[:, None]
     return model.query(Batch(history_QT[:, :steps] * real_QT, lengths_Q)).float().numpy()
 
 
-def _measure(index: Index, vectors: np.ndarray, queries: np.ndarray) -> tuple[float, float]:
-    """(recall of the first 10 against exact, median ms of one query)."""
-    k = min(10, len(vectors))
-    exact = torch.topk(torch.from_numpy(queries @ vectors.T), k, dim=1).indices.numpy() + 1
-    found, _ = index.search(queries, k)
-    recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(found, exact, strict=True)])
-    times = []
-    for query in queries[:100]:
-        started = time.perf_counter()
-        index.search(query[None], k)
-        times.append(time.perf_counter() - started)
-    return float(recall), float(np.median(times) * 1e3)
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} where a number of at least 1 belongs")
+    return value
 
 
 def _sha256(path: Path) -> str:
@@ -172,13 +156,3 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: the run folder is not whole") from None
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError:
-        raise InputError(
-            "an index needs FAISS: pip install faiss-cpu; exact search works without"
-        ) from None
-    return faiss

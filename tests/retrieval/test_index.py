@@ -1,9 +1,12 @@
 """FAISS indexes against exact search, and index files that do not belong to their run."""
 
+import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +30,26 @@ from recsys.config import to_dict
 from recsys.errors import InputError, WorkError
 from recsys.models.base import model_class
 from recsys.retrieval import Retriever
+from recsys.retrieval.faiss_index import (
+    KINDS,
+    LISTED,
+    ROUNDED,
+    Index,
+    build_index,
+    exact_items,
+    map_index,
+    recall,
+    write_index,
+)
 from recsys.retrieval.index import (
     FACTS,
     INDEX,
-    KINDS,
-    build_index,
     build_run_index,
+    chosen_kind,
     load_index,
 )
 
+EXACT_SCORES = [kind for kind in KINDS if kind not in ROUNDED]
 TABLES = ["gaussian", "clustered", "norms"]
 
 
@@ -114,6 +128,159 @@ def test_hnsw_finds_nearly_all_of_the_exact_ten(name, least):
     assert np.mean(hits) / 10 > least
 
 
+@pytest.mark.parametrize("kind", LISTED)
+@pytest.mark.parametrize("name", TABLES)
+def test_lists_find_nearly_all_of_the_exact_ten_without_reading_all_items(name, kind):
+    vectors = table(name, 4000)
+    asked = queries(vectors, 400)
+    index = build_index(vectors, kind, queries_QD=asked[:200])
+    assert recall(index.search(asked[200:], 10)[0], exact_items(vectors, asked[200:], 10)) > 0.92
+    assert 1 <= index.nprobe < index.faiss_index.nlist
+
+
+def test_as_few_lists_are_read_as_reach_the_recall():
+    # Twenty far clusters: one list holds all that is near, and spread-out items need many.
+    far = 100 * table("clustered", 4000)
+    near = far + table("gaussian", 4000)
+    spread = table("gaussian", 4000)
+    few = build_index(near, "ivf", queries_QD=near[::20]).nprobe
+    assert few < build_index(spread, "ivf", queries_QD=spread[::20]).nprobe
+
+
+def test_exact_items_and_recall_are_what_a_plain_sort_says():
+    vectors, asked = table("norms", 200), queries(table("norms", 200), 33)
+    order = np.argsort(-(asked.astype(np.float64) @ vectors.T), axis=1) + 1
+    assert np.array_equal(exact_items(vectors, asked, 10), order[:, :10])
+    assert recall(order[:, 5:15], order[:, :10]) == 0.5
+    assert recall(order[:, 9::-1], order[:, :10]) == 1
+    assert recall(np.zeros((33, 10), np.int64), order[:, :10]) == 0
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+@pytest.mark.parametrize("name", TABLES)
+def test_scoring_again_with_exact_vectors_finds_more(name, kind):
+    vectors = table(name, 4000)
+    asked = queries(vectors)
+    exact = exact_items(vectors, asked, 10)
+    index = build_index(vectors, kind)
+    rounded = replace(index, vectors=None)
+    estimated, _ = rounded.search(asked, 10)
+    found, _ = index.search(asked, 10)
+    assert 0.5 < recall(estimated, exact) < recall(found, exact)
+    # Half a byte a coordinate leaves about a sixteenth of the spread as error.
+    everything, scores = rounded.search(asked, 4000)
+    products = np.einsum("bd,bkd->bk", asked, vectors[everything - 1])
+    assert np.abs(scores - products).mean() < products.std() / 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [1, 7])
+def test_an_odd_number_of_axes_is_no_hindrance(tmp_path, kind, dim):
+    vectors = table("gaussian", 300, dim)
+    index = build_index(vectors, kind)
+    write_index(tmp_path / INDEX, index)
+    loaded = replace(index, faiss_index=map_index(tmp_path / INDEX, kind, 300, dim))
+    for one in (index, loaded):
+        assert recall(one.search(vectors, 300)[0], exact_items(vectors, vectors, 300)) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_vectors_give_the_same_index(tmp_path, kind):
+    vectors = table("clustered", 2000)
+    files = []
+    for name in ("one", "two"):
+        write_index(tmp_path / name, index := build_index(vectors, kind))
+        files.append(((tmp_path / name).read_bytes(), index.nprobe))
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_not_finite_are_refused_by_item(kind, wrong):
+    vectors = table("gaussian", 50)
+    vectors[[16, 40], 3] = wrong
+    with pytest.raises(InputError, match=r"vector of item 17 holds NaN or infinity \(2 such"):
+        build_index(vectors, kind)
+
+
+def test_no_items_are_refused():
+    with pytest.raises(InputError, match="no items"):
+        build_index(np.zeros((0, 8), np.float32), "flat")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("less", [0, 1, 5, 900])
+def test_rows_are_never_short_however_many_are_asked_for(kind, less):
+    vectors = table("clustered", 2000)
+    index = build_index(vectors, kind)
+    found, _ = replace(index, nprobe=min(index.nprobe, 1)).search(queries(vectors, 20), 2000 - less)
+    assert found.min() >= 1
+    assert all(len(set(row)) == 2000 - less for row in found.tolist())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_that_is_no_number_finds_nothing_and_harms_no_other_row(kind):
+    vectors = table("gaussian", 500)
+    asked = queries(vectors, 3)
+    broken = asked.copy()
+    broken[1] = np.nan
+    index = build_index(vectors, kind)
+    wanted, _ = index.search(asked, 10)
+    found, scores = index.search(broken, 10)
+    assert np.array_equal(found[[0, 2]], wanted[[0, 2]])
+    assert (np.isneginf(scores) == (found == 0)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_share_an_index(kind):
+    vectors = table("clustered", 2000)
+    index, asked = build_index(vectors, kind), queries(vectors, 40)
+    sizes = [1, 10, 50, 2000] * 5
+    wanted = {k: index.search(asked, k) for k in set(sizes)}
+    with ThreadPoolExecutor(8) as pool:
+        for k, found in zip(sizes, pool.map(lambda k: index.search(asked, k), sizes), strict=True):
+            assert np.array_equal(found[0], wanted[k][0])
+            assert np.array_equal(found[1], wanted[k][1])
+
+
+def test_searching_takes_one_thread_and_leaves_all_settings_as_they_were():
+    import faiss
+
+    vectors = table("gaussian", 500)
+    index = build_index(vectors, "hnsw")
+
+    @dataclass(frozen=True)
+    class Watched:
+        faiss_index: Any
+        counted: list[int]
+        storage: Any = index.faiss_index.storage
+
+        @property
+        def ntotal(self) -> int:
+            self.counted.append(faiss.omp_get_max_threads())
+            return self.faiss_index.ntotal
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.faiss_index, name)
+
+    def use(threads: int, counts: list[int]) -> None:
+        watched = Watched(index.faiss_index, counts)
+        replace(index, faiss_index=watched).search(queries(vectors), 2, threads=threads)
+
+    def others() -> tuple[int, int]:
+        return torch.get_num_threads(), faiss.omp_get_max_threads()
+
+    before, counts = others(), ([], [], [])
+    use(1, counts[0])
+    use(3, counts[1])
+    assert others() == before
+    thread = threading.Thread(target=use, args=(2, counts[2]))
+    thread.start()
+    thread.join()
+    assert others() == before
+    assert [row[-1] for row in counts] == [1, 3, 2]
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_hnsw_reaches_every_item(name):
     vectors = table(name, 2000)
@@ -159,10 +326,10 @@ def test_building_does_not_change_the_vectors():
 
 @pytest.mark.parametrize(("kind", "meant"), [("hsnw", "hnsw"), ("flatt", "flat")])
 def test_an_unknown_type_is_refused_with_the_nearest_one(tmp_path, kind, meant):
-    wanted = rf"unknown index type '{kind}'; did you mean '{meant}'\? \(types: flat, hnsw\)"
-    with pytest.raises(InputError, match=wanted):
+    wanted = rf"unknown index type '{kind}'; did you mean '{meant}'\? \(types: "
+    with pytest.raises(InputError, match=wanted + r"flat, hnsw, ivf, ivfpq, sq\)"):
         build_index(table("gaussian", 5), kind)
-    with pytest.raises(InputError, match=wanted):
+    with pytest.raises(InputError, match=wanted + r"auto, flat, hnsw, ivf, ivfpq, sq\)"):
         build_run_index(saved_run(tmp_path), kind)
     assert not (tmp_path / INDEX).exists()
 
@@ -177,18 +344,44 @@ def test_a_model_without_item_vectors_has_nothing_to_index(tmp_path, name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_facts_of_a_run_index_are_measured(tmp_path, kind):
     facts = build_run_index(saved_run(tmp_path), kind)
-    assert set(facts) == {"kind", "items", "dim", "seconds", "recall@10", "latency_ms"}
+    names = {"kind", "items", "dim", "seconds", "recall@10", "p50_ms", "p99_ms", "mb"}
+    assert set(facts) == names
     assert (facts["kind"], facts["items"], facts["dim"]) == (kind, 40, 8)
     assert facts["recall@10"] == 1.0
     assert facts["seconds"] >= 0
-    assert facts["latency_ms"] > 0
+    assert 0 < facts["p50_ms"] <= facts["p99_ms"]
+    assert facts["mb"] == pytest.approx((tmp_path / INDEX).stat().st_size / 1e6, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("items", "kind"),
+    [
+        (1, "flat"),
+        (199_999, "flat"),
+        (200_000, "hnsw"),
+        (3_999_999, "hnsw"),
+        (4_000_000, "ivfpq"),
+        (50_000_000, "ivfpq"),
+    ],
+)
+def test_auto_goes_by_size_and_says_so(items, kind):
+    chosen, why = chosen_kind(items)
+    assert chosen == kind
+    assert f"{items:,} items" in why
+
+
+def test_auto_builds_the_kind_it_chose(tmp_path):
+    facts = build_run_index(saved_run(tmp_path), "auto")
+    assert (facts["kind"], facts["why"]) == chosen_kind(40)
+    assert load_index(tmp_path).kind == "flat"
 
 
 def test_recall_is_that_of_the_index_itself(tmp_path, monkeypatch):
     # An index of the items in reverse order finds the ten best of 20 items by luck alone.
-    monkeypatch.setattr(
-        "recsys.retrieval.index.build_index", lambda vectors, kind: build_index(vectors[::-1], kind)
-    )
+    def reversed_index(vectors: np.ndarray, kind: str, **tuning: Any) -> Index:
+        return build_index(vectors[::-1], kind, **tuning)
+
+    monkeypatch.setattr("recsys.retrieval.index.build_index", reversed_index)
     assert build_run_index(saved_run(tmp_path, 20), "flat")["recall@10"] < 0.8
 
 
@@ -202,11 +395,53 @@ def test_a_loaded_index_answers_like_the_one_that_was_built(tmp_path, kind):
     with torch.no_grad():
         vectors = load_model(run).item_vectors()[1:].numpy()
     build_run_index(run, kind)
-    loaded, built = load_index(run), build_index(vectors, kind)
+    loaded, built = load_index(run, vectors=vectors), build_index(vectors, kind)
     for found, wanted in zip(
         loaded.search(queries(vectors), 10), built.search(queries(vectors), 10), strict=True
     ):
         assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("kind", LISTED)
+@pytest.mark.parametrize("nprobe", [0, -1, 1.5, True, "3", None, 10**6])
+def test_lists_to_read_that_cannot_be_are_refused(tmp_path, kind, nprobe):
+    build_run_index(saved_run(tmp_path, 200), kind)
+    path = tmp_path / FACTS
+    facts = json.loads(path.read_text())
+    assert load_index(tmp_path).nprobe == facts["nprobe"]
+    path.write_text(json.dumps({**facts, "nprobe": nprobe}))
+    with pytest.raises(InputError, match=f"{FACTS} is damaged.*recsys index"):
+        load_index(tmp_path)
+
+
+def test_vectors_of_other_items_are_refused(tmp_path):
+    build_run_index(saved_run(tmp_path), "ivfpq")
+    for shape in ((41, 8), (40, 9), (40,)):
+        with pytest.raises(InputError, match=r"is over \[40, 8\]"):
+            load_index(tmp_path, vectors=np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("other", KINDS)
+def test_facts_of_another_kind_are_refused(tmp_path, kind, other):
+    build_run_index(saved_run(tmp_path), kind)
+    path = tmp_path / FACTS
+    path.write_text(json.dumps({"nprobe": 1, **json.loads(path.read_text()), "kind": other}))
+    if other == kind:
+        assert load_index(tmp_path).kind == kind
+    else:
+        with pytest.raises(InputError, match=f"damaged: .*--type {other}` again"):
+            load_index(tmp_path)
+
+
+def test_a_file_that_is_no_index_is_refused_though_its_sum_is_right(tmp_path):
+    build_run_index(saved_run(tmp_path), "flat")
+    (tmp_path / INDEX).write_bytes(b"no index at all")
+    facts = json.loads((tmp_path / FACTS).read_text())
+    facts["index_sha256"] = hashlib.sha256(b"no index at all").hexdigest()
+    (tmp_path / FACTS).write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="no index can be read"):
+        load_index(tmp_path)
 
 
 def test_a_run_without_an_index_is_served_without_and_refused_through_it(tmp_path):
@@ -250,11 +485,13 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "list": lambda facts: "[]",
     "null": lambda facts: "null",
     "nothing": lambda facts: "{}",
-    "unknown kind": changed(kind="ivf"),
+    "unknown kind": changed(kind="tree"),
     "kind that is no word": changed(kind=["flat"]),
     "other kind": changed(kind="hnsw"),
     "dim that is no number": changed(dim="many"),
     "other dim": changed(dim=3),
+    "other items": changed(items=39),
+    "no items": changed(items=0),
     "no dim": lambda facts: json.dumps({name: facts[name] for name in facts if name != "dim"}),
     "no sum": changed(index_sha256=None),
 }
@@ -329,7 +566,7 @@ def test_recommending_through_a_flat_index_equals_exact(tmp_path, exclude, exclu
             assert one.scores == pytest.approx(other.scores, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EXACT_SCORES)
 @pytest.mark.parametrize("left", [3, 10, 40])
 def test_however_many_are_excluded_k_items_come_back(tmp_path, kind, left):
     exact, through = both(saved_run(tmp_path, 1500), kind)
@@ -342,7 +579,7 @@ def test_however_many_are_excluded_k_items_come_back(tmp_path, kind, left):
     assert len(found.items) == min(10, left)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EXACT_SCORES)
 def test_rows_of_a_batch_hide_their_own_items_only(tmp_path, kind):
     run = saved_run(tmp_path, 60)
     exact, through = both(run, kind)
