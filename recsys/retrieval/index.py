@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,7 @@ def build_run_index(run: Path, kind: str) -> dict[str, Any]:
     started = time.perf_counter()
     index = build_index(vectors, chosen, queries_QD=queries_QD[:QUERIES])
     seconds = time.perf_counter() - started
-    write_index(run / INDEX, index)
-    facts = {
-        "kind": index.kind,
-        "items": len(vectors),
-        "dim": vectors.shape[1],
-        **({"nprobe": index.nprobe} if index.kind in LISTED else {}),
-        "weights_sha256": _sha256(run / WEIGHTS),
-        "index_sha256": _sha256(run / INDEX),
-    }
-    write_json(run / FACTS, facts)
+    save_index(run, index, vectors.shape[1])
     return {
         "kind": index.kind,
         **({} if why is None else {"why": why}),
@@ -78,6 +70,20 @@ def build_run_index(run: Path, kind: str) -> dict[str, Any]:
         **measured(index, vectors, queries_QD[QUERIES:]),
         "mb": round((run / INDEX).stat().st_size / 1e6, 3),
     }
+
+
+def save_index(run: Path, index: Index, dim: int) -> None:
+    """Write the index beside the weights of a run, and what ties the two together."""
+    write_index(run / INDEX, index)
+    facts = {
+        "kind": index.kind,
+        "items": index.faiss_index.ntotal,
+        "dim": dim,
+        **({"nprobe": index.nprobe} if index.kind in LISTED else {}),
+        "weights_sha256": _sha256(run / WEIGHTS),
+        "index_sha256": _sha256(run / INDEX),
+    }
+    write_json(run / FACTS, facts)
 
 
 def load_index(run: Path, *, vectors: np.ndarray | None = None) -> Index:
@@ -98,10 +104,13 @@ def load_index(run: Path, *, vectors: np.ndarray | None = None) -> Index:
             f"{run / FACTS} is damaged ({error!r}); run `recsys index {run} --type …` again"
         ) from None
     again = f"run `recsys index {run} --type {kind}` again"
-    # Checked before faiss parses a byte: its reader trusts what it reads.
-    if index_sha256 != _sha256(run / INDEX):
+    # Checked before faiss parses a byte: its reader trusts what it reads. Both at once: sums of
+    # large files are most of what a start costs.
+    with ThreadPoolExecutor(2) as pool:
+        index_found, weights_found = pool.map(_sha256, (run / INDEX, run / WEIGHTS))
+    if index_sha256 != index_found:
         raise InputError(f"{run / INDEX} is damaged; {again}")
-    if weights_sha256 != _sha256(run / WEIGHTS):
+    if weights_sha256 != weights_found:
         raise InputError(f"{run / INDEX} was built for other weights than {WEIGHTS}; {again}")
     try:
         faiss_index = map_index(run / INDEX, kind, items, dim)
