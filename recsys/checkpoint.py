@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recsys.config import from_dict
+from recsys.data.split import SplitConfig
 from recsys.data.tokenizer import ENCODER, TOKENIZER, Tokenizer
 from recsys.data.vocab import Vocab
 from recsys.errors import InputError, WorkError
@@ -112,6 +113,14 @@ def read_config(run: Path, needed: dict[str, type] = RUN_FACTS) -> dict[str, Any
         if not isinstance(value, kind) or empty:
             raise InputError(f"{run / CONFIG} is damaged: {name} is {value!r}")
     return config
+
+
+def read_split(run: Path, config: dict[str, Any]) -> SplitConfig:
+    """How the data of a run was split, from the contents of its config.json."""
+    try:
+        return from_dict(SplitConfig, config["split"], "split")
+    except InputError as error:
+        raise InputError(f"{run / CONFIG} is damaged: {error}") from None
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:

@@ -299,6 +299,7 @@ def recommend(
     through: Annotated[
         Literal["auto", "exact", "index"], typer.Option(help="How items are found.")
     ] = "auto",
+    seen: Seen = None,
     as_json: Json = False,
 ) -> None:
     """Recommend items for a history, or for all users into a Parquet file."""
@@ -312,10 +313,11 @@ def recommend(
     if history is not None and not all_users and out is None:
         words = next(csv.reader([history], skipinitialspace=True), [])  # an id may hold a comma
         raw = [retriever.vocab.parse(text.strip()) for text in words if text.strip()]
-        _print(batch.as_record(retriever.recommend(raw, k)), as_json, tables.recommendations)
+        found = retriever.recommend(raw, k, exclude_seen=seen != "keep")
+        _print(batch.as_record(found), as_json, tables.recommendations)
     elif history is None and all_users and out is not None:
-        report = batch.recommend_all(folder, retriever, out, k, data)
-        _print(report, as_json, tables.pairs)
+        if report := batch.recommend_all(folder, retriever, out, k, data, seen, through):
+            _print(report, as_json, tables.pairs)
     else:
         raise InputError("recommend takes --history ID,ID,… or --all-users --out FILE.parquet")
 

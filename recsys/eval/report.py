@@ -9,18 +9,17 @@ import numpy as np
 import torch
 
 from recsys.checkpoint import (
-    CONFIG,
     Device,
     device_of,
     knows_by_text,
     load_model,
     read_config,
+    read_split,
 )
-from recsys.config import from_dict
 from recsys.data.item_features import load_item_features
 from recsys.data.loader import flat_positions
 from recsys.data.sequences import SequenceDataset
-from recsys.data.split import Histories, Queries, SplitConfig, split
+from recsys.data.split import Histories, Queries, split
 from recsys.errors import InputError
 from recsys.eval.evaluator import Evaluation, Seen, check_ks, evaluate, evaluate_through
 from recsys.eval.evaluator import paired_difference as difference
@@ -63,7 +62,7 @@ def evaluate_run(
         if word not in get_args(known):
             raise InputError(f"{word!r} is none of {', '.join(get_args(known))}")
     config = read_config(run)
-    split_config = _split_config(run, config)
+    split_config = read_split(run, config)
     seen = seen or split_config.seen_items
     other = dataset is not None and knows_by_text(config["model"])
     dataset = _the_data(run, config, dataset, other=other)
@@ -154,7 +153,7 @@ def compare_runs(
         raise InputError("compare takes two runs or more")
     ks, first = check_ks(ks), read_config(Path(runs[0]))
     dataset = _the_data(Path(runs[0]), first, dataset)
-    split_config = _split_config(Path(runs[0]), first)
+    split_config = read_split(Path(runs[0]), first)
     seen = seen or split_config.seen_items
     wanted, queries = _shared(Path(runs[0]), first), split(dataset, split_config).test
     rows, evaluations = [], []
@@ -202,7 +201,7 @@ def fit_counting(model: CountingModel, dataset: SequenceDataset, histories: Hist
 
 def _shared(run: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What runs must share to be compared, by name."""
-    cut = _split_config(run, config).settled()
+    cut = read_split(run, config).settled()
     return {
         "dataset.fingerprint": config["dataset"]["fingerprint"],
         "split.kind": cut.kind,
@@ -237,13 +236,6 @@ def _baselines(
         fit_counting(model, dataset, histories)
         results[name] = evaluate(model, dataset, queries, seen)
     return results
-
-
-def _split_config(run: Path, config: dict[str, Any]) -> SplitConfig:
-    try:
-        return from_dict(SplitConfig, config["split"], "split")
-    except InputError as error:
-        raise InputError(f"{run / CONFIG} is damaged: {error}") from None
 
 
 def _the_data(
