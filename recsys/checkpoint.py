@@ -190,9 +190,14 @@ def build_model(
 
 
 def load_model(
-    run: Path, device: torch.device | str = "cpu", *, features_VF: Tensor | None = None
+    run: Path,
+    device: torch.device | str = "cpu",
+    *,
+    features_VF: Tensor | None = None,
+    mmap: bool = False,
 ) -> Recommender:
-    """The trained model of a run folder, in evaluation mode.
+    """The trained model of a run folder, in evaluation mode. `mmap` leaves weights in the file
+    until they are read.
 
     features_VF [V+1, F], row 0 for padding, puts another catalogue in the place of the run's own:
     InputError unless the model knows items by their vectors alone.
@@ -222,7 +227,7 @@ def load_model(
     if features_VF is not None:
         tensors = {key: x for key, x in expected.items() if key not in tensors} | tensors
     _check_fit(run, name, tensors, expected, num_items)
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=mmap)
     model = model.to(device).eval()
     if features_VF is not None and isinstance(model, SequenceModel):
         model.renew()

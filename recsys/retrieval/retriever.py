@@ -1,9 +1,9 @@
 """Retriever: a run folder as an object that takes raw item ids and gives raw item ids."""
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,20 +11,17 @@ import torch
 from torch import Tensor
 
 from recsys.batch import Batch
-from recsys.checkpoint import ITEMS, MODEL_FACTS, load_model, read_config, read_items
-from recsys.data.item_features import load_item_features
 from recsys.data.vocab import Vocab
 from recsys.errors import InputError
-from recsys.layers.item_encoder import knows_by_features
-from recsys.models.base import Recommender, SequenceModel
-from recsys.retrieval.index import INDEX, Index, load_index
+from recsys.models.base import Recommender
+from recsys.retrieval import user_state
+from recsys.retrieval.answers import Score, alike, answers, answers_to_batch, popular, wish_of
+from recsys.retrieval.catalogue import Catalogue
+from recsys.retrieval.histories import batch_of, encoded, times_of_known
+from recsys.retrieval.opening import Through, opened
+from recsys.retrieval.reload import Reload, Watch, attempt, self_test
 from recsys.retrieval.snapshot import Recommendations, Snapshot
-from recsys.retrieval.upsert import upserted
-
-INDEX_FROM = 200_000
-"""Items from which a saved index is used without being asked for; exact search is fast below."""
-
-Through = Literal["auto", "exact", "index"]
+from recsys.retrieval.user_state import UserState
 
 
 class Retriever:
@@ -35,17 +32,45 @@ class Retriever:
 
     def __init__(
         self,
-        model: Recommender,
-        catalogue: pa.Table,
-        index: Index | None,
-        device: torch.device | str,
-        vectors: Callable[[pa.Table], np.ndarray] | None = None,
+        snapshot: Snapshot,
+        *,
+        through: Through = "auto",
+        mmap: bool = True,
+        journal: str | Path | None = None,
     ):
-        """`vectors` makes fixed vectors float32 [N, F] of items described by a table, for models
-        that know items by them."""
-        self._now = Snapshot(model, catalogue, index, device)
-        self._vectors = vectors
+        """`Retriever.load` is the way to one; `through` and `mmap` are for the runs of `reload`.
+
+        Changes of the catalogue go to `journal`, and those that are in it are taken first.
+        """
+        self._through: Through = through
+        self._mmap = mmap
         self._writing = threading.Lock()
+        self._catalogue = Catalogue(journal)
+        self._now, _ = self._catalogue.replayed(snapshot, strict=True)
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        threads: int | None = None,
+        mmap: bool = True,
+        index: Through = "auto",
+        journal: str | Path | None = None,
+    ) -> "Retriever":
+        """From a run folder alone. `threads` sets torch's threads for the whole process.
+
+        `mmap` leaves weights and index in the file until they are read. `index="auto"` uses the
+        run's FAISS index where there is one and the catalogue is large. `journal` names a file
+        that keeps upserts, removals and availability across restarts; without it they are
+        forgotten with the process.
+        Raises InputError where the folder is not whole, damaged, or its index of other weights.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        snapshot = opened(Path(run), device, index, mmap)
+        return cls(snapshot, through=index, mmap=mmap, journal=journal)
 
     @property
     def model(self) -> Recommender:
@@ -62,36 +87,22 @@ class Retriever:
         """Items of a history that the model sees, the last ones."""
         return self._now.model.max_len
 
-    @classmethod
-    def load(
-        cls,
-        run: str | Path,
-        *,
-        device: torch.device | str = "cpu",
-        threads: int | None = None,
-        index: Through = "auto",
-    ) -> "Retriever":
-        """From a run folder alone. `threads` sets torch's threads for the whole process.
+    @property
+    def items(self) -> pa.Table:
+        """The catalogue: row i-1 is item i, removed ones included."""
+        return self._now.catalogue
 
-        `index="auto"` uses the run's FAISS index where there is one and the catalogue is large.
-        Raises InputError where the folder is not whole, damaged, or its index of other weights.
-        """
-        if threads is not None:
-            torch.set_num_threads(threads)
-        run = Path(run)
-        model, catalogue = load_model(run, device), read_items(run)
-        trained_on = read_config(run, MODEL_FACTS)["dataset"]["items"]
-        if catalogue.num_rows != trained_on:
-            raise InputError(
-                f"{run / ITEMS} names {catalogue.num_rows:,} items, the model was trained on"
-                f" {trained_on:,}: they do not belong together"
-            )
-        wanted = index == "index" or (
-            index == "auto" and catalogue.num_rows >= INDEX_FROM and (run / INDEX).is_file()
-        )
-        described = isinstance(model, SequenceModel) and knows_by_features(model)
-        vectors = load_item_features(run).transform if described else None
-        return cls(model, catalogue, load_index(run) if wanted else None, device, vectors)
+    def version(self) -> dict[str, Any]:
+        """What serves: {model, fingerprint, items, available, catalogue, index}."""
+        now = self._now
+        return {
+            "model": type(now.model).__name__,
+            "fingerprint": now.fingerprint,
+            "items": len(now.vocab),
+            "available": int(now.available_V.sum()),
+            "catalogue": now.catalogue_version,
+            "index": now.index_version,
+        }
 
     def recommend(
         self,
@@ -101,14 +112,23 @@ class Retriever:
         times: Sequence[int] | None = None,
         exclude: Collection[Any] = (),
         exclude_seen: bool = True,
+        allow: Collection[Any] | None = None,
+        filters: str | None = None,
+        diversity: float = 0.0,
+        score: Score = "product",
     ) -> Recommendations:
         """The k best items after a history of raw ids, oldest first.
 
         `times` are those of the history, in the unit of the training data; models that see time
         (hstu_rec, lssl_rec) were trained with them where the log has them. Unknown ids of the
-        history are skipped and reported, those of `exclude` do not matter. A history without a
-        known item is answered by popularity, and marked so. Fewer than k items come back only when
-        the catalogue holds no more.
+        history are skipped and reported, those of `exclude` and `allow` do not matter. A history
+        without a known item is answered by popularity, and marked so.
+
+        Only items of `allow`, and those for which `filters` holds (an expression over the
+        catalogue's columns, as in `category = 'lipstick' and price < 20`), come back.
+        `diversity` in [0, 1] trades relevance for being unlike what is already in the list.
+        `score="probability"` gives the softmax over all available items in the place of inner
+        products. Where fewer than k items come back, `short` says why.
         """
         (found,) = self.recommend_batch(
             [history],
@@ -116,6 +136,10 @@ class Retriever:
             times=None if times is None else [times],
             exclude=exclude,
             exclude_seen=exclude_seen,
+            allow=allow,
+            filters=filters,
+            diversity=diversity,
+            score=score,
         )
         return found
 
@@ -127,26 +151,24 @@ class Retriever:
         times: Sequence[Sequence[int]] | None = None,
         exclude: Collection[Any] = (),
         exclude_seen: bool = True,
+        allow: Collection[Any] | None = None,
+        filters: str | None = None,
+        diversity: float = 0.0,
+        score: Score = "product",
     ) -> list[Recommendations]:
-        """`recommend` for many histories at once."""
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
+        """`recommend` for many histories at once, all under the same conditions."""
         now = self._now
-        encoded = [_encode(now.vocab, "a history", history, Sequence) for history in histories]
-        hidden, _ = _encode(now.vocab, "exclude", exclude, Collection)
-        known = [items for items, _ in encoded if items]
-        moments = None if times is None else _times_of_known(now.vocab, histories, times)
-        rows, row = [], 0
+        wish = wish_of(now, k, exclude, exclude_seen, allow, filters, diversity, score)
+        rows = [encoded(now.vocab, "a history", history, Sequence) for history in histories]
+        known = [items for items, _ in rows if items]
+        moments = None if times is None else times_of_known(now.vocab, histories, times)
+        found = []
         if known:
-            batch = _batch(known, moments, now.model.max_len)
-            items_BK, scores_BK = now.search(batch, k, _pairs(known, hidden, exclude_seen))
-        for items, unknown in encoded:
-            if items:
-                rows.append(now.decode(items_BK[row], scores_BK[row], unknown, None))
-                row += 1
-            else:
-                rows.append(now.popular(k, hidden, unknown))
-        return rows
+            batch = batch_of(known, moments, now.model.max_len)
+            missed = [unknown for items, unknown in rows if items]
+            found = answers_to_batch(now, batch, known, missed, wish)
+        places = iter(found)
+        return [next(places) if items else popular(now, unknown, wish) for items, unknown in rows]
 
     def recommend_items(
         self, batch: Batch, k: int, *, seen: tuple[Tensor, Tensor] | None = None
@@ -156,7 +178,58 @@ class Retriever:
 
         `seen` are (row, item) pairs that must not come back. The batch is scored in one block.
         """
-        return self._now.search(batch, k, seen)
+        now = self._now
+        return now.search(batch, k, seen, now.allowed(None, None))
+
+    def encode_user(
+        self, history: Sequence[Any], *, times: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """float32 [D] the query behind a history. InputError where it holds no known item."""
+        now = self._now
+        items, _ = encoded(now.vocab, "a history", history, Sequence)
+        if not items:
+            raise InputError(f"no item of the history is known: {history!r}")
+        moments = None if times is None else times_of_known(now.vocab, [history], [times])
+        return now.query(batch_of([items], moments, now.model.max_len))[0].cpu().numpy()
+
+    def search(
+        self,
+        vectors: np.ndarray,
+        k: int = 10,
+        *,
+        exclude: Collection[Any] = (),
+        allow: Collection[Any] | None = None,
+        filters: str | None = None,
+        diversity: float = 0.0,
+        score: Score = "product",
+    ) -> list[Recommendations]:
+        """The k best items for each query of `encode_user`, float32 [B, D]."""
+        now = self._now
+        dim = now.vectors(np.zeros(1, dtype=np.int64)).shape[1]
+        query_BD = np.asarray(vectors, dtype=np.float32)
+        if query_BD.ndim != 2 or query_BD.shape[1] != dim or not np.isfinite(query_BD).all():
+            raise InputError(f"vectors must be numbers of shape [B, {dim}], got {query_BD.shape}")
+        wish = wish_of(now, k, exclude, False, allow, filters, diversity, score)
+        nothing: list[list[Any]] = [[] for _ in query_BD]
+        placed = torch.from_numpy(query_BD).to(now.device)
+        return answers(now, placed, nothing, nothing, wish)
+
+    def similar_items(
+        self,
+        item: Any,
+        k: int = 10,
+        *,
+        exclude: Collection[Any] = (),
+        allow: Collection[Any] | None = None,
+        filters: str | None = None,
+    ) -> Recommendations:
+        """The k items with the most similar vectors; scores are cosines."""
+        now = self._now
+        known, _ = encoded(now.vocab, "similar_items", [item], Sequence)
+        if not known:
+            raise InputError(f"item {item!r} is not in the catalogue")
+        wish = wish_of(now, k, exclude, True, allow, filters, 0.0, "product")
+        return alike(now, known[0], wish)
 
     def titles(self, raw_ids: Sequence[Any]) -> list[str | None]:
         """Titles of raw ids; None where there is none."""
@@ -166,72 +239,116 @@ class Retriever:
             titles.append(now.titles[items[0] - 1] if items else None)
         return titles
 
+    def init_state(
+        self, history: Sequence[Any] = (), *, times: Sequence[int] | None = None
+    ) -> UserState:
+        """The state of a user behind a history of raw ids, to go on from event by event.
+
+        InputError for models that do not take events one by one (bert4rec, the baselines).
+        """
+        now = self._now
+        encoded(now.vocab, "a history", history, Sequence)
+        if times is not None and len(times) != len(history):
+            raise InputError("times must name one time for each item of a history")
+        state = user_state.fresh(now)
+        for place, event in enumerate(history):
+            moment = None if times is None else int(times[place])
+            state = user_state.after(now, state, event, moment)
+        return state
+
+    def update(self, state: UserState, event: Any, *, time: int | None = None) -> UserState:
+        """The state behind one more event, a raw item id; `state` stays as it was.
+
+        The work does not grow with the history where the model is recurrent. An unknown item
+        changes nothing but `state.unknown`. InputError where the state is another model's.
+        """
+        return user_state.after(self._now, state, event, time)
+
+    def recommend_from_state(
+        self,
+        state: UserState,
+        k: int = 10,
+        *,
+        exclude: Collection[Any] = (),
+        exclude_seen: bool = True,
+        allow: Collection[Any] | None = None,
+        filters: str | None = None,
+        diversity: float = 0.0,
+        score: Score = "product",
+    ) -> Recommendations:
+        """`recommend` for a state; by popularity before the first known event."""
+        now = self._now
+        user_state.check_owner(now, state)
+        wish = wish_of(now, k, exclude, exclude_seen, allow, filters, diversity, score)
+        if state.events == 0:
+            return popular(now, [], wish)
+        return answers(now, state.query_BD, [state.seen], [[]], wish)[0]
+
+    def state_from_bytes(self, data: bytes) -> UserState:
+        """The state that `UserState.to_bytes` was called on.
+
+        InputError where the bytes are damaged, or the state of another model.
+        """
+        return user_state.from_bytes(self._now, data)
+
     def upsert_items(self, items: Any) -> int:
         """Serve new items by their text, without training; how many of them were new.
 
         `items`: a pandas DataFrame or an Arrow table with a column `item` of raw ids and the
         columns of text that the training data had, as in title, brand, categories. A known item
-        takes the new texts. Requests that have begun end with the catalogue they began with.
-        InputError where the model does not know items by their text, or the index of the run is
-        used, which does not grow.
+        takes the new texts, and comes back if it was removed. Requests that have begun end with
+        the catalogue they began with. An index stays as it is: new items are scored beside it
+        until `compact`. InputError for new items where the model does not know items by their text.
         """
         with self._writing:
             before = len(self.vocab)
-            self._now = upserted(self._now, items, self._vectors)
+            self._now = self._catalogue.upsert(self._now, items)
             return len(self.vocab) - before
 
+    def remove_items(self, raw_ids: Collection[Any]) -> int:
+        """Recommend these items no more, until they are upserted again; how many were known.
 
-def _encode(
-    vocab: Vocab, what: str, raw_ids: Collection[Any], kind: type
-) -> tuple[list[int], list[Any]]:
-    """(item numbers, unknown raw ids); a word is no list of ids, though it can be walked."""
-    plain: Any = raw_ids.tolist() if isinstance(raw_ids, np.ndarray) else raw_ids
-    if isinstance(plain, str | bytes) or not issubclass(type(plain), kind):
-        raise InputError(f"{what} is a list of item ids, got {type(raw_ids).__name__} {raw_ids!r}")
-    try:
-        return vocab.encode(plain)
-    except TypeError:  # a list or dictionary in the place of an id
-        raise InputError(f"{what} holds what cannot be an item id: {raw_ids!r}") from None
+        They still count in histories.
+        """
+        with self._writing:
+            self._now, known = self._catalogue.remove(self._now, raw_ids)
+            return known
 
+    def set_availability(self, raw_ids: Collection[Any], available: bool) -> int:
+        """Recommend these items, or not for now; how many were known."""
+        with self._writing:
+            self._now, known = self._catalogue.set_available(self._now, raw_ids, available)
+            return known
 
-def _times_of_known(
-    vocab: Vocab, histories: Sequence[Sequence[Any]], times: Sequence[Sequence[int]]
-) -> list[list[int]]:
-    """The times of the known items, of the histories that have any."""
-    if [len(row) for row in times] != [len(history) for history in histories]:
-        raise InputError("times must name one time for each item of a history")
-    rows = [
-        [int(time) for raw, time in zip(history, row, strict=True) if raw in vocab]
-        for history, row in zip(histories, times, strict=True)
-    ]
-    return [row for row in rows if row]
+    def compact(self) -> None:
+        """Write the journal anew in its shortest form, and build the index of all items anew where
+        one is used."""
+        with self._writing:
+            self._now = self._catalogue.compacted(self._now)
 
+    def reload(self, run: str | Path) -> Reload:
+        """Load another run beside this one, try it, and serve it from then on.
 
-def _batch(histories: list[list[int]], times: list[list[int]] | None, max_len: int) -> Batch:
-    """The last max_len items of each history."""
-    lengths = [min(len(history), max_len) for history in histories]
-    return Batch(
-        _padded(histories, lengths),
-        torch.tensor(lengths),
-        None if times is None else _padded(times, lengths),
-    )
+        A run that is not whole, damaged or answers with nonsense is refused, which the result
+        says; the old one serves on. Changes of the catalogue are taken over. States of users belong
+        to their model: they are refused by another, and begin anew from the history.
+        """
 
+        def take_over() -> int:
+            new = opened(Path(run), self._now.device, self._through, self._mmap)
+            with self._writing:
+                new, dropped = self._catalogue.replayed(new, strict=False)
+                self_test(new)
+                self._now = new
+            return dropped
 
-def _pairs(
-    histories: list[list[int]], hidden: list[int], exclude_seen: bool
-) -> tuple[Tensor, Tensor]:
-    """(row, item) of all that must not come back."""
-    masked = [history + hidden if exclude_seen else hidden for history in histories]
-    rows = [row for row, items in enumerate(masked) for _ in items]
-    return (
-        torch.tensor(rows, dtype=torch.int64),
-        torch.tensor([item for items in masked for item in items], dtype=torch.int64),
-    )
+        return attempt(Path(run), lambda: self._now.model_version, take_over)
 
+    def watch(self, place: str | Path, every_s: float = 30.0) -> Watch:
+        """Look at a place (a run folder, or a link to one) every so often and `reload` a run that
+        appears there. Give `stop()` of the result a call to end it."""
+        return Watch(Path(place), every_s, self.reload)
 
-def _padded(rows: list[list[int]], lengths: list[int]) -> Tensor:
-    """[B, T] int64: the last `lengths` numbers of each row, and zeros behind them."""
-    longest = max(lengths)
-    return torch.tensor(
-        [row[-size:] + [0] * (longest - size) for row, size in zip(rows, lengths, strict=True)]
-    )
+    def close(self) -> None:
+        """Let another process open the journal."""
+        self._catalogue.close()

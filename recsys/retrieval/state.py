@@ -41,6 +41,14 @@ def state_from_bytes(data: bytes, model: Stepwise, model_fingerprint: str) -> St
 
     InputError where the bytes are damaged or another model's.
     """
+    return tensors_from_bytes(data, model.init_state(1), model_fingerprint)
+
+
+def tensors_from_bytes(data: bytes, like: State, model_fingerprint: str) -> State:
+    """What `state_to_bytes` was given, shaped and placed as `like` but for its batch.
+
+    InputError where the bytes are damaged or another model's.
+    """
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -52,15 +60,14 @@ def state_from_bytes(data: bytes, model: Stepwise, model_fingerprint: str) -> St
             f"the state belongs to another model (fingerprint {theirs[:12]}, this model has"
             f" {model_fingerprint[:12]}): encode the history anew"
         )
-    fresh = model.init_state(1)
-    expected = list(_leaves(fresh))
+    expected = list(_leaves(like))
     found = [tensors.get(str(i)) for i in range(len(expected))]
     if len(tensors) != len(expected) or not all(map(_fits, found, expected)):
         raise InputError("these bytes are damaged: they do not hold a state of this model")
     if len({len(tensor) for tensor in found if tensor is not None}) > 1:
         raise InputError("these bytes are damaged: they hold parts of different batch sizes")
-    placed = (x.to(like.device) for x, like in zip(found, expected, strict=True) if x is not None)
-    return _rebuilt(fresh, placed)
+    placed = (x.to(other.device) for x, other in zip(found, expected, strict=True) if x is not None)
+    return _rebuilt(like, placed)
 
 
 def _leaves(state: State) -> Iterator[Tensor]:

@@ -1,6 +1,5 @@
 """Items that come after training: a snapshot with them in it, beside the one that serves."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,36 +14,37 @@ from recsys.models.base import SequenceModel
 from recsys.retrieval.snapshot import Snapshot
 
 
-def upserted(
-    now: Snapshot, items: Any, vectors: Callable[[pa.Table], np.ndarray] | None
-) -> Snapshot:
-    """`now` with new items behind its last, and new texts for those it has."""
-    if vectors is None:
-        raise InputError(
-            "this model knows items by learned vectors alone and cannot serve new ones: train it"
-            " with model.item_encoder=text or id+text"
-        )
-    if now.index is not None:
-        raise InputError('an index does not grow: load the retriever with index="exact"')
-    given = _given(items, now.catalogue)
+def upserted(now: Snapshot, given: pa.Table) -> Snapshot:
+    """`now` with new items behind its last, and new texts for those it has.
+
+    InputError where the model does not know items by what is said of them.
+    """
     known = pc.index_in(given["item"], value_set=now.vocab.raw_ids)
-    described = _described(given, now.catalogue, known)
     known_N = pc.fill_null(known, -1).to_numpy().astype(np.int64)
     new_N = known_N < 0
     place_N = known_N + 1
     place_N[new_N] = len(now.vocab) + 1 + np.arange(new_N.sum())
-    features_NF = torch.from_numpy(vectors(described)).to(now.device)
+    described = _described(given, now.catalogue, known)
+    catalogue = _catalogue(now.catalogue, described, place_N)
+    if now.describe is None:
+        if new_N.any():
+            raise InputError(
+                "this model knows items by learned vectors alone and cannot serve new ones: train"
+                " it with model.item_encoder=text or id+text"
+            )
+        return now.with_items(now.model, catalogue, place_N)
+    features_NF = torch.from_numpy(now.describe(described)).to(now.device)
     try:
         model = with_items(now.model, torch.from_numpy(place_N).to(now.device), features_NF)
     except ValueError as error:
         raise InputError(f"this model cannot serve new items: {error}") from None
     assert isinstance(model, SequenceModel)
     model.renew(torch.from_numpy(place_N).to(now.device))
-    return Snapshot(model, _catalogue(now.catalogue, described, place_N), None, now.device)
+    return now.with_items(model, catalogue, place_N)
 
 
-def _given(items: Any, catalogue: pa.Table) -> pa.Table:
-    """The items as an Arrow table whose ids have the catalogue's type."""
+def given_rows(items: Any, catalogue: pa.Table) -> pa.Table:
+    """Items of a pandas DataFrame or an Arrow table, with ids of the catalogue's type."""
     if not isinstance(items, pa.Table):
         try:
             items = pa.Table.from_pandas(items, preserve_index=False)

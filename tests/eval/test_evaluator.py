@@ -18,6 +18,7 @@ from recsys.eval.evaluator import (
 )
 from recsys.models.base import CountingModel, Recommender, model_class
 from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.snapshot import Snapshot
 
 KS = (1, 5, 10)
 
@@ -87,7 +88,7 @@ def test_what_max_len_cuts_off_still_counts_as_seen():
 def test_ranks_through_the_retriever_are_those_of_exact_search(seen):
     dataset = random_world(5)
     model, queries = fitted("sasrec", dataset), split(dataset, SplitConfig()).test
-    retriever = Retriever(model, dataset.catalogue, None, "cpu")
+    retriever = Retriever(Snapshot(model, dataset.catalogue, None, "cpu"))
     exact = evaluate(model, dataset, queries, seen).rank_Q
     through = evaluate_through(retriever, dataset, queries, seen, 10).rank_Q
     masked = torch.tensor(

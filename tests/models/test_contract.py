@@ -42,6 +42,7 @@ from recsys.models.base import (
     new_model,
 )
 from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.state import fingerprint, state_from_bytes, state_to_bytes
 from recsys.training.losses import Softmax
 from recsys.training.objectives import next_item
@@ -230,7 +231,7 @@ def test_long_histories_are_cut_to_their_last_items(name):
     queries = Queries(np.array([0]), np.array([0]), np.array([len(long)]))
     ((_, batch),) = query_batches(dataset, queries, 8, model.max_len)
     assert torch.equal(model.query(batch), model.query(batch_of([last])))
-    retriever = Retriever(model, pa.table({"item": range(1, NUM_ITEMS + 1)}), None, "cpu")
+    retriever = Retriever(Snapshot(model, pa.table({"item": range(1, NUM_ITEMS + 1)}), None, "cpu"))
     found = retriever.recommend(long, NUM_ITEMS, exclude_seen=False)
     assert found == retriever.recommend(last, NUM_ITEMS, exclude_seen=False)
     assert len(found.items) == NUM_ITEMS

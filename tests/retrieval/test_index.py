@@ -48,6 +48,7 @@ from recsys.retrieval.index import (
     chosen_kind,
     load_index,
 )
+from recsys.retrieval.snapshot import Snapshot
 
 EXACT_SCORES = [kind for kind in KINDS if kind not in ROUNDED]
 TABLES = ["gaussian", "clustered", "norms"]
@@ -615,7 +616,7 @@ class Lazy:
 def test_an_index_that_comes_back_short_is_asked_for_more(tmp_path):
     run = saved_run(tmp_path, 60)
     exact, _ = both(run, "flat")
-    lazy = Retriever(load_model(run), read_items(run), Lazy(load_index(run)), "cpu")
+    lazy = Retriever(Snapshot(load_model(run), read_items(run), Lazy(load_index(run)), "cpu"))
     for k in (1, 10):
         wanted = exact.recommend_batch(some_histories(60), k)
         found = lazy.recommend_batch(some_histories(60), k)

@@ -1,0 +1,104 @@
+"""Changes of a live catalogue: each gives another snapshot, once the journal has it."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.errors import InputError
+from recsys.retrieval.histories import encoded
+from recsys.retrieval.index import build_index
+from recsys.retrieval.journal import Changes, Journal, rows_alike
+from recsys.retrieval.snapshot import Snapshot
+from recsys.retrieval.upsert import given_rows, upserted
+
+COMPACTED = "compacted"
+"""Version of an index that was built in the process and lies in no file."""
+
+
+class Catalogue:
+    """The changes so far, in a journal or, without one, as long as the process lives.
+
+    Its callers see to it that one change is made at a time.
+    """
+
+    def __init__(self, path: str | Path | None):
+        self._journal = None if path is None else Journal(path)
+        self._changes = Changes() if self._journal is None else self._journal.changes
+
+    def upsert(self, now: Snapshot, items: Any) -> Snapshot:
+        """New items, and new words for known ones."""
+        given = given_rows(items, now.catalogue)
+        new = upserted(now, given)
+        self._keep({"upsert": given.to_pylist()})
+        return new
+
+    def remove(self, now: Snapshot, raw_ids: Collection[Any]) -> tuple[Snapshot, int]:
+        """(the snapshot without these items, how many of them it knew)."""
+        known, _ = encoded(now.vocab, "remove_items", raw_ids, Collection)
+        if known:
+            self._keep({"remove": now.vocab.decode(known)})
+            now = now.without(np.array(known))
+        return now, len(known)
+
+    def set_available(
+        self, now: Snapshot, raw_ids: Collection[Any], available: bool
+    ) -> tuple[Snapshot, int]:
+        """(the snapshot with these items in stock or out of it, how many of them it knew)."""
+        known, _ = encoded(now.vocab, "set_availability", raw_ids, Collection)
+        if known:
+            word = "available" if available else "unavailable"
+            self._keep({word: now.vocab.decode(known)})
+            now = now.with_available(np.array(known), available)
+        return now, len(known)
+
+    def compacted(self, now: Snapshot) -> Snapshot:
+        """The same catalogue; the journal in its shortest form, an index of all that is there."""
+        if self._journal is not None:
+            self._journal.compact()
+        if now.index is None or not len(now.stale_N):
+            return now
+        vectors = now.vectors(np.arange(1, len(now.vocab) + 1))
+        return now.with_index(build_index(vectors, now.index.kind), COMPACTED)
+
+    def replayed(self, new: Snapshot, *, strict: bool) -> tuple[Snapshot, int]:
+        """(a snapshot fresh from its run with all changes made, how many items it cannot know).
+
+        InputError for such items where it is `strict`.
+        """
+        dropped = 0
+        for rows in rows_alike(self._changes.rows.values()):
+            if new.describe is None and not strict:
+                kept = [row for row in rows if row["item"] in new.vocab]
+                dropped += len(rows) - len(kept)
+                rows = kept
+            if rows:
+                new = upserted(new, given_rows(_table(rows, new.catalogue), new.catalogue))
+        for raw_ids, close in (
+            (self._changes.removed, Snapshot.without),
+            (self._changes.unavailable, lambda now, items: now.with_available(items, False)),
+        ):
+            known, _ = new.vocab.encode(raw_ids)
+            new = close(new, np.array(known)) if known else new
+        return new, dropped
+
+    def close(self) -> None:
+        """Let another process open the journal."""
+        if self._journal is not None:
+            self._journal.close()
+
+    def _keep(self, change: dict[str, Any]) -> None:
+        if self._journal is None:
+            self._changes.take(change)
+        else:
+            self._journal.append(change)
+
+
+def _table(rows: list[dict[str, Any]], catalogue: pa.Table) -> pa.Table:
+    """Rows of a journal with the types of the catalogue, where it has their columns."""
+    try:
+        return pa.Table.from_pylist(rows)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"changes of the catalogue disagree on a column: {error}") from None

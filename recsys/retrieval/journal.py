@@ -1,0 +1,152 @@
+"""The journal: changes of a live catalogue, in the order they came, that outlive the process.
+
+A line a change: a checksum and a JSON object. A change is acknowledged once its line is on disk; a
+line that was cut by a crash was never acknowledged and is taken off when the journal is opened.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recsys.checkpoint import written_whole
+from recsys.errors import InputError, WorkError
+
+HEADER = {"recsys_journal": 1}
+
+
+@dataclass
+class Changes:
+    """What all changes of a journal come to."""
+
+    rows: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    """What was said of items, last words last, by raw id."""
+    removed: dict[Any, None] = field(default_factory=dict)
+    """Raw ids that do not come back, in order."""
+    unavailable: dict[Any, None] = field(default_factory=dict)
+    """Raw ids that are out of stock, in order."""
+
+    def take(self, change: dict[str, Any]) -> None:
+        """One more change."""
+        for row in change.get("upsert", ()):
+            self.rows[row["item"]] = {**self.rows.pop(row["item"], {}), **row}
+            self.removed.pop(row["item"], None)
+        self.removed.update(dict.fromkeys(change.get("remove", ())))
+        for raw in change.get("available", ()):
+            self.unavailable.pop(raw, None)
+        self.unavailable.update(dict.fromkeys(change.get("unavailable", ())))
+
+    def shortest(self) -> list[dict[str, Any]]:
+        """The fewest changes that come to the same."""
+        parts = {
+            "upsert": list(self.rows.values()),
+            "remove": list(self.removed),
+            "unavailable": list(self.unavailable),
+        }
+        return [{name: values} for name, values in parts.items() if values]
+
+
+class Journal:
+    """An open journal, of one process at a time."""
+
+    def __init__(self, path: str | Path):
+        """Read the changes of a file, or begin one.
+
+        InputError where another process has it open, or a line before the last is damaged.
+        """
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = open(f"{self.path}.lock", "a")  # noqa: SIM115 - held as long as the journal
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise InputError(
+                f"{self.path} is open in another process: one process writes a journal"
+            ) from None
+        self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
+        try:
+            self.changes = self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, change: dict[str, Any]) -> None:
+        """Write one change through to the disk. WorkError where that fails: it did not happen."""
+        line = _line(change)
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "no space left")
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            os.truncate(self.path, end)
+            raise WorkError(f"{self.path} could not be written: {error.strerror}") from error
+        self.changes.take(change)
+
+    def compact(self) -> None:
+        """Write the fewest lines that come to the same, whole or not at all."""
+        with written_whole(self.path) as aside:
+            lines = [_line(HEADER), *map(_line, self.changes.shortest())]
+            with open(aside, "wb") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        self._file.close()
+        self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
+
+    def close(self) -> None:
+        """Let another process open it."""
+        self._file.close()
+        self._lock.close()
+
+    def _read(self) -> Changes:
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data.rfind(b"\n") + 1
+        lines = data[:whole].splitlines(keepends=True)
+        changes, end = Changes(), 0
+        for number, line in enumerate(lines, start=1):
+            change = _parsed(line)
+            if change is None and number == len(lines):
+                break
+            if change is None or (number == 1 and change != HEADER):
+                raise InputError(
+                    f"{self.path} line {number} is damaged: restore the file, or remove it and"
+                    " send the changes of the catalogue again"
+                )
+            changes.take(change)
+            end += len(line)
+        if end < len(data):
+            os.truncate(self.path, end)
+        if end == 0:
+            self._file.write(_line(HEADER))
+            os.fsync(self._file.fileno())
+        return changes
+
+
+def _line(change: dict[str, Any]) -> bytes:
+    text = json.dumps(change, ensure_ascii=False, allow_nan=False, default=str).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The change of a line; None where the line is damaged."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        return None
+    change = json.loads(text)
+    return change if isinstance(change, dict) else None
+
+
+def rows_alike(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows in groups that say the same columns, so that what a row does not say stays unsaid."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(sorted(row)), []).append(row)
+    return list(groups.values())

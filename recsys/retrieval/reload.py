@@ -1,0 +1,115 @@
+"""A new run beside the one that serves: loaded, tried, and only then taken over."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recsys.checkpoint import METRICS, WEIGHTS
+from recsys.errors import InputError, WorkError
+from recsys.models.base import SequenceModel
+from recsys.retrieval.histories import batch_of
+from recsys.retrieval.snapshot import Snapshot
+
+log = logging.getLogger("recsys.retrieval")
+QUERIES = 32
+INDEX_RECALL = 0.5
+"""Recall of the first ten, against exact search, below which an index is not fit to serve."""
+
+
+@dataclass(frozen=True)
+class Reload:
+    """How one attempt to take over a run ended."""
+
+    run: str
+    """The folder."""
+    took_over: bool
+    """Whether it serves now."""
+    reason: str | None
+    """Why it was refused, else None."""
+    model_version: str
+    """What serves after the attempt."""
+    dropped: int
+    """Items of earlier upserts that the new model cannot know: it knows items by id alone."""
+    seconds: float
+    """What the attempt took."""
+
+
+def self_test(new: Snapshot) -> None:
+    """Ask a snapshot a few questions. InputError where what it says cannot be served."""
+    random = np.random.default_rng(0)
+    size = len(new.vocab)
+    steps = min(5, new.model.max_len)
+    histories = random.integers(1, size + 1, size=(QUERIES, steps)).tolist()
+    batch = batch_of(histories, None, new.model.max_len)
+    k = min(10, int(new.available_V.sum()))
+    if k == 0:
+        raise InputError("no item is available")
+    found_BK, scores_BK = new.search(batch, k, None, new.available_V)
+    if (found_BK == 0).any() or not np.isfinite(scores_BK).all():
+        raise InputError("it answers with too few items, or with scores that are not numbers")
+    if new.index is not None and isinstance(new.model, SequenceModel):
+        with torch.inference_mode():
+            exact_BV = new.query(batch) @ new.vectors_VD.T
+        exact_BV[:, torch.from_numpy(~new.available_V)] = -torch.inf
+        best_BK = torch.topk(exact_BV, k).indices.cpu().numpy()
+        shared = [len(set(a) & set(b)) / k for a, b in zip(found_BK, best_BK, strict=True)]
+        if np.mean(shared) < INDEX_RECALL:
+            raise InputError(f"its index finds {np.mean(shared):.0%} of what exact search finds")
+
+
+class Watch:
+    """Looks at a place every so often, and has a run that appears there taken over."""
+
+    def __init__(self, place: Path, every_s: float, reload: Callable[[Path], Reload]):
+        """Starts at once; what lies in `place` now counts as known."""
+        self.last: Reload | None = None
+        self._place, self._every_s, self._reload = place, every_s, reload
+        self._stop = threading.Event()
+        self._known = _mark(place)
+        self._thread = threading.Thread(target=self._look, name="recsys-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; returns once a reload that has begun is over."""
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stop.wait(self._every_s):
+            mark = _mark(self._place)
+            if mark is None or mark == self._known:
+                continue
+            self._known = mark
+            self.last = self._reload(self._place)
+            if self.last.took_over:
+                log.info("serving %s from %s", self.last.model_version, self._place)
+            else:
+                log.error("refused %s: %s", self._place, self.last.reason)
+
+
+def attempt(run: Path, served: Callable[[], str], take_over: Callable[[], int]) -> Reload:
+    """Try to take a run over, which gives the number of items dropped; refusals are reported."""
+    started = time.perf_counter()
+    reason, dropped = None, 0
+    try:
+        dropped = take_over()
+    except (InputError, WorkError, OSError) as error:
+        reason = str(error)
+    seconds = round(time.perf_counter() - started, 3)
+    return Reload(str(run), reason is None, reason, served(), dropped, seconds)
+
+
+def _mark(place: Path) -> tuple[str, ...] | None:
+    """What changes when another complete run lies in a place; None while none does."""
+    try:
+        run = place.resolve(strict=True)
+        stats = [(run / name).stat() for name in (METRICS, WEIGHTS)]
+    except OSError:
+        return None
+    return (str(run), *(f"{s.st_ino} {s.st_size} {s.st_mtime_ns}" for s in stats))
