@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from recsys import options
 from recsys.errors import InputError, Interrupted, WorkError
 
 app = typer.Typer(
@@ -18,30 +19,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data sources and prepare logs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-DataArgument = Annotated[
-    str, typer.Argument(metavar="DATA", help="A prepared folder, a source name or a path.")
-]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
-Settings = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting, as in model.dim=64.")
-]
-UserColumn = Annotated[str | None, typer.Option(help="Column of user ids.")]
-ItemColumn = Annotated[str | None, typer.Option(help="Column of item ids.")]
-TimeColumn = Annotated[str | None, typer.Option(help="Column of times.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
-Seen = Annotated[
-    Literal["mask", "keep"] | None,
-    typer.Option(help="Take items of the history out of the ranking, or not; else split.seen."),
-]
-Moved = Annotated[
-    Path | None, typer.Option("--data", help="Where the prepared data lies now, if it has moved.")
-]
-Ks = Annotated[str, typer.Option("--k", metavar="K,K,…", help="Cut-offs of the metrics.")]
-
 
 @data_app.command("list")
-def data_list(as_json: Json = False) -> None:
+def data_list(as_json: options.Json = False) -> None:
     """Name the sources that can be trained on by name."""
     from recsys.data.sources import names
     from recsys.eval import tables
@@ -58,26 +38,15 @@ def data_prepare(
     ] = "duckdb",
     min_user_events: Annotated[int | None, typer.Option(help="Shortest history kept.")] = None,
     min_item_events: Annotated[int | None, typer.Option(help="Rarest item kept.")] = None,
-    duplicates: Annotated[
-        str | None, typer.Option(help="exact, keep, first, last or consecutive.")
-    ] = None,
-    user_column: UserColumn = None,
-    item_column: ItemColumn = None,
-    time_column: TimeColumn = None,
-    sessions: Annotated[
-        str | None,
-        typer.Option(help="gap:30m, column:NAME or lines, where a user is no sequence."),
-    ] = None,
-    test: Annotated[
-        str | None, typer.Option(metavar="PATH", help="A test set given apart, like the log.")
-    ] = None,
-    items: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A table of items: ids, titles, other texts.")
-    ] = None,
-    items_id_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column of item ids in --items.")
-    ] = None,
-    as_json: Json = False,
+    duplicates: options.Duplicates = None,
+    user_column: options.UserColumn = None,
+    item_column: options.ItemColumn = None,
+    time_column: options.TimeColumn = None,
+    sessions: options.Sessions = None,
+    test: options.TestSet = None,
+    items: options.Items = None,
+    items_id_column: options.ItemsIdColumn = None,
+    as_json: options.Json = False,
 ) -> None:
     """Turn a log into a data set folder."""
     from recsys import run
@@ -106,11 +75,11 @@ def data_prepare(
 
 @data_app.command("info")
 def data_info(
-    data: DataArgument,
+    data: options.DataArgument,
     picture: Annotated[
         Path | None, typer.Option(help="Where to draw the distributions (PNG).")
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Counts, lengths, popularity, time range and fingerprint, as a table and a picture."""
     from recsys import run
@@ -134,21 +103,21 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/MODEL-DATA if not given.")
     ] = None,
-    settings: Settings = [],  # noqa: B006 - typer copies it
+    settings: options.Settings = [],  # noqa: B006 - typer copies it
     config: Annotated[Path | None, typer.Option(help="A .toml or .json file of settings.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     refit: Annotated[
         bool, typer.Option("--refit", help="Train once more on train and valid together.")
     ] = False,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same run.")] = None,
-    device: Device = "auto",
-    user_column: UserColumn = None,
-    item_column: ItemColumn = None,
-    time_column: TimeColumn = None,
+    device: options.Device = "auto",
+    user_column: options.UserColumn = None,
+    item_column: options.ItemColumn = None,
+    time_column: options.TimeColumn = None,
     item_vectors: Annotated[
         str | None, typer.Option(metavar="PATH", help="As in model.item_vectors, for text models.")
     ] = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train a model, evaluate it on the test split and leave a run folder."""
     from recsys import recipes, run
@@ -200,12 +169,12 @@ def pretrain(
     ],
     out: Annotated[Path, typer.Option(help="The run folder, which model.encoder=RUN starts from.")],
     model: Annotated[str, typer.Option(help="A model that reads texts.")] = "recformer",
-    settings: Settings = [],  # noqa: B006 - typer copies it
+    settings: options.Settings = [],  # noqa: B006 - typer copies it
     config: Annotated[Path | None, typer.Option(help="A .toml or .json file of settings.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same run.")] = None,
-    device: Device = "auto",
-    as_json: Json = False,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
 ) -> None:
     """Train a model of texts on several data sets at once, for others to start from."""
     from recsys import run
@@ -227,19 +196,19 @@ def pretrain(
 
 @app.command("eval")
 def evaluate(
-    folder: RunArgument,
+    folder: options.RunArgument,
     part: Annotated[
         Literal["valid", "test"], typer.Option("--split", help="Which targets.")
     ] = "test",
-    ks: Ks = "5,10,20",
-    seen: Seen = None,
+    ks: options.Ks = "5,10,20",
+    seen: options.Seen = None,
     through: Annotated[
         Literal["exact", "index"],
         typer.Option(help="Rank every item, or take the index's answers."),
     ] = "exact",
-    data: Moved = None,
-    device: Device = "auto",
-    as_json: Json = False,
+    data: options.Moved = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
 ) -> None:
     """Ranking metrics of a run over the full catalogue, beside the baselines."""
     from recsys.data.sequences import SequenceDataset
@@ -254,10 +223,10 @@ def evaluate(
 @app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN …", help="Run folders.")],
-    ks: Ks = "5,10,20",
-    seen: Seen = None,
-    data: Moved = None,
-    as_json: Json = False,
+    ks: options.Ks = "5,10,20",
+    seen: options.Seen = None,
+    data: options.Moved = None,
+    as_json: options.Json = False,
 ) -> None:
     """Test metrics of several runs on the same data, with paired differences to the first."""
     from recsys.data.sequences import SequenceDataset
@@ -271,11 +240,11 @@ def compare(
 
 @app.command()
 def index(
-    folder: RunArgument,
+    folder: options.RunArgument,
     kind: Annotated[
         str, typer.Option("--type", help="flat, hnsw, ivf, ivfpq, sq, or auto: by size.")
     ] = "auto",
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Build the FAISS index of a run and measure it against exact search."""
     from recsys.eval import tables
@@ -285,8 +254,32 @@ def index(
 
 
 @app.command()
+def export(
+    folder: options.RunArgument,
+    form: Annotated[
+        Literal["onnx", "torch"], typer.Option("--format", help="ONNX, or torch.export's .pt2.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="RUN/export-FORMAT if not given.")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Linear layers in int8 as well, and what that costs.")
+    ] = False,
+    data: options.Moved = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write the query encoder for other programs, checked against the model, and its items."""
+    from recsys.data.sequences import SequenceDataset
+    from recsys.eval import tables
+    from recsys.export import export_run
+
+    dataset = SequenceDataset.load(data) if data else None
+    _print(export_run(folder, form, out, int8, dataset=dataset), as_json, tables.export)
+
+
+@app.command()
 def recommend(
-    folder: RunArgument,
+    folder: options.RunArgument,
     history: Annotated[
         str | None, typer.Option(metavar="ID,ID,…", help="Oldest first; quote ids with commas.")
     ] = None,
@@ -295,12 +288,12 @@ def recommend(
         bool, typer.Option("--all-users", help="For every user of the data.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Parquet file for --all-users.")] = None,
-    data: Moved = None,
+    data: options.Moved = None,
     through: Annotated[
         Literal["auto", "exact", "index"], typer.Option(help="How items are found.")
     ] = "auto",
-    seen: Seen = None,
-    as_json: Json = False,
+    seen: options.Seen = None,
+    as_json: options.Json = False,
 ) -> None:
     """Recommend items for a history, or for all users into a Parquet file."""
     import csv
@@ -323,7 +316,7 @@ def recommend(
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(as_json: options.Json = False) -> None:
     """The models, their settings and papers."""
     from recsys.eval import tables
     from recsys.models.base import model_list
@@ -332,7 +325,7 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command()
-def losses(as_json: Json = False) -> None:
+def losses(as_json: options.Json = False) -> None:
     """The losses, their settings and papers."""
     from recsys.eval import tables
     from recsys.training.losses import loss_list
@@ -341,7 +334,7 @@ def losses(as_json: Json = False) -> None:
 
 
 @app.command()
-def recipes(as_json: Json = False) -> None:
+def recipes(as_json: options.Json = False) -> None:
     """The recipes: settings with measured numbers."""
     from recsys import recipes as folder
     from recsys.eval import tables
@@ -350,7 +343,7 @@ def recipes(as_json: Json = False) -> None:
 
 
 @app.command()
-def kernels(as_json: Json = False) -> None:
+def kernels(as_json: options.Json = False) -> None:
     """What runs each kernel on this machine, and why."""
     from recsys.eval import tables
     from recsys.kernels.survey import survey

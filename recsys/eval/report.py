@@ -122,6 +122,17 @@ def evaluate_run(
     }
 
 
+def targets_of_run(
+    run: Path, part: Part, dataset: SequenceDataset | None = None
+) -> tuple[SequenceDataset, Queries, Seen]:
+    """The targets that a run is to be asked about, as `evaluate` takes them; `dataset` stands in
+    where the prepared folder has moved. InputError where it is not what the run was trained on."""
+    config = read_config(run)
+    dataset, split_config = _the_data(run, config, dataset), _split_config(run, config)
+    parts = split(dataset, split_config)
+    return dataset, parts.test if part == "test" else parts.valid, split_config.seen_items
+
+
 def _cold(
     evaluation: Evaluation,
     baselines: dict[str, Evaluation],

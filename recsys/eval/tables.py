@@ -194,6 +194,18 @@ def index(result: dict[str, Any]) -> None:
     pairs(result)
 
 
+def export(result: dict[str, Any]) -> None:
+    """What was written; and what int8 costs, where it was asked for."""
+    pairs({name: value for name, value in result.items() if name != "test"})
+    if "test" in result:
+        table = Table("test")
+        for name in result["test"]:
+            table.add_column(name, justify="right")
+        for metric in result["test"]["float"]:
+            table.add_row(metric, *(f"{found[metric]:.4f}" for found in result["test"].values()))
+        _console().print(table)
+
+
 def recommendations(result: dict[str, Any]) -> None:
     """Recommended items, best first."""
     console = _console()

@@ -85,7 +85,8 @@ class SequenceModel(Recommender):
 
     def query(self, batch: Batch) -> Tensor:
         """[B, D] the vector at the end of each history. Histories hold 1 to max_len items."""
-        rows_B = torch.arange(len(batch.lengths_B), device=batch.lengths_B.device)
+        # Not len(), which would be the same for every batch in an exported graph.
+        rows_B = torch.arange(batch.lengths_B.shape[0], device=batch.lengths_B.device)
         return self.encode(batch)[rows_B, batch.lengths_B - 1]
 
     def begin(self, report: Report) -> None:
