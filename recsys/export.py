@@ -184,6 +184,8 @@ def _names(timed: bool) -> list[str]:
 
 def _program(model: SequenceModel, timed: bool) -> torch.export.ExportedProgram:
     """The graph of the query encoder, free in B and in T up to max_len."""
+    from torch._dynamo.exc import UserError  # imports torch's compiler
+
     encoder = QueryEncoder(in_plain_operations(model, model.max_len)).eval()
     # Sizes of 1 would be taken for what is always so.
     steps = min(3, model.max_len)
@@ -196,16 +198,17 @@ def _program(model: SequenceModel, timed: bool) -> torch.export.ExportedProgram:
     if timed:
         inputs["times"], shapes["times"] = torch.zeros_like(items_BT), shapes["items"]
     with _quiet():
-        program = torch.export.export(encoder, (), inputs, dynamic_shapes=shapes)
+        try:
+            program = torch.export.export(encoder, (), inputs, dynamic_shapes=shapes)
+        except UserError as error:
+            raise InputError(
+                f"{type(model).__name__} is no graph for every batch and length: a layer that runs"
+                " a kernel needs a twin in recsys/layers/plain.py, and no step may depend on values"
+                f" ({str(error).partition('!')[0]})"
+            ) from error
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of this machine, which no reader needs
-    ours = [str(node.target) for node in program.graph.nodes if "recsys" in str(node.target)]
-    if ours:
-        raise InputError(
-            f"{type(model).__name__} runs {ours[0]}, which no other program knows: give its layer a"
-            " twin in recsys/layers/plain.py"
-        )
     return program
 
 

@@ -1,21 +1,32 @@
 """Exported models answer as the models themselves, in programs that know nothing of recsys."""
 
+import copy
+import hashlib
+import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
+from commands import contents, done, refused, sets
 from safetensors.numpy import load_file
-from toy_models import LEARNED, NUM_ITEMS, TINY, batch_of, tiny_config, toy_features
+from toy_models import COUNTED, LEARNED, NUM_ITEMS, TINY, batch_of, tiny_config, toy_features
 
+from recsys import export
 from recsys.batch import Batch
 from recsys.checkpoint import CONFIG, WEIGHTS, load_model, write_items, write_json, write_tensors
 from recsys.config import to_dict
+from recsys.errors import InputError, WorkError
+from recsys.eval import tables
 from recsys.export import export_run
 from recsys.models.base import model_class, new_model
 
@@ -26,7 +37,7 @@ EXPORTED = [name for name in LEARNED if name not in READS_TEXTS]
 HISTORIES = [[3, 1, 4, 1, 5, 9], [6, 5, 12], [5], [9, 7]]
 
 
-def saved_run(run: Path, name: str, **settings: object) -> Path:
+def saved_run(run: Path, name: str, timed: bool = False, **settings: object) -> Path:
     kind = model_class(name).Config
     config = kind(**{**to_dict(tiny_config(name)), **settings})
     torch.manual_seed(0)
@@ -34,8 +45,9 @@ def saved_run(run: Path, name: str, **settings: object) -> Path:
     if settings.get("item_encoder") == "text":
         features_VF = torch.randn(NUM_ITEMS + 1, 5)
     model = new_model(name, config, NUM_ITEMS, features_VF)
-    for parameter in model.parameters():  # norms and biases that do something
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    for key, parameter in model.named_parameters():  # norms and biases that do something
+        if timed or not key.endswith("time_bias"):
+            parameter.data += 0.1 * torch.randn_like(parameter)
     write_json(
         run / CONFIG,
         {"model": {"name": name, **to_dict(config)}, "dataset": {"items": NUM_ITEMS}},
@@ -68,6 +80,10 @@ def check(run: Path, format: str, batches: list[Batch]) -> None:
         np.testing.assert_allclose(answers(folder, batch), model.query(batch), atol=1e-5)
     vectors = load_file(folder / "item_vectors.safetensors")["item_vectors"]
     np.testing.assert_array_equal(vectors, model.item_vectors())
+    assert (folder / "items.parquet").read_bytes() == (run / "items.parquet").read_bytes()
+    # Nor do the files name a place on this machine.
+    for file in folder.iterdir():
+        assert not re.search(rb"layers/|" + re.escape(bytes(run)), file.read_bytes())
 
 
 def several() -> list[Batch]:
@@ -75,7 +91,7 @@ def several() -> list[Batch]:
     return [batch_of(HISTORIES), *(batch_of([one]) for one in HISTORIES), batch_of([[5]], 3)]
 
 
-def timed(batch: Batch, seed: int) -> Batch:
+def with_times(batch: Batch, seed: int) -> Batch:
     random = torch.Generator().manual_seed(seed)
     gaps_BT = (18 * torch.rand(batch.items_BT.shape, generator=random)).exp().long()
     return Batch(batch.items_BT, batch.lengths_B, gaps_BT.cumsum(1) * batch.real_BT)
@@ -125,12 +141,13 @@ def test_long_histories_are_answered_as_by_the_model(name, format, tmp_path: Pat
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 @pytest.mark.parametrize(("name", "settings"), [("hstu_rec", {}), ("lssl_rec", {"time": "gaps"})])
 def test_models_that_see_time_take_times(name, settings, format, tmp_path: Path):
-    run = saved_run(tmp_path, name, **settings)
-    check(run, format, [timed(batch, seed) for seed, batch in enumerate(several())])
+    run = saved_run(tmp_path, name, timed=True, **settings)
+    check(run, format, [with_times(batch, seed) for seed, batch in enumerate(several())])
     facts = json.loads((run / f"export-{format}" / "export.json").read_text())
     assert list(facts["inputs"]) == ["items", "lengths", "times"]
 
 
+@pytest.mark.slow
 def test_an_export_runs_where_recsys_is_not(tmp_path: Path):
     folder = tmp_path / "away"
     export_run(saved_run(tmp_path / "run", "sasrec"), "torch", folder)
@@ -143,3 +160,120 @@ def test_an_export_runs_where_recsys_is_not(tmp_path: Path):
     command = [sys.executable, "-I", "-c", code, str(folder / "model.pt2")]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert run.stdout == f"torch.Size([1, {TINY['dim']}])\n"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned which item follows which."""
+    folder = tmp_path_factory.mktemp("trained")
+    events = [(user, (user + step) % NUM_ITEMS, step) for user in range(96) for step in range(9)]
+    rows = [f"{user},item-{item},{step}" for user, item, step in events]
+    (folder / "log.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
+    done("data", "prepare", folder / "log.csv", "--out", folder / "data")
+    settings = {"trainer.epochs": 6, "trainer.lr": 0.02, "model.dim": 16, "model.max_len": 6}
+    train = ["train", "--model", "sasrec", "--data", folder / "data", "--out", folder / "run"]
+    done(*train, *sets({**settings, "model.dropout": 0}))
+    return folder / "run"
+
+
+def test_int8_products_are_measured_beside_the_float_ones(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "small"
+    facts = done("export", trained, "--format", "onnx", "--int8", "--out", out, "--json").json
+    assert facts == json.loads((out / "export.json").read_text())
+    expected = json.loads((trained / "metrics.json").read_text())["metrics"]
+    assert facts["test"]["float"] == pytest.approx(
+        {name: expected[name]["value"] for name in facts["test"]["float"]}
+    )
+    assert set(facts["test"]["int8"]) == {"hr@10", "ndcg@10", "mrr@10"}
+    assert facts["test"]["int8"]["ndcg@10"] > 0.9
+    assert 1e-4 < facts["int8"]["largest_difference"] < 0.5
+    graph = onnx.load(out / "model.int8.onnx").graph
+    operators = [node.op_type for node in graph.node]
+    assert operators.count("MatMulInteger") == 2 * 4  # layers, and linear maps of each
+    tables.export(facts)
+    assert f"{facts['test']['int8']['ndcg@10']:.4f}" in capsys.readouterr().out
+
+
+def test_an_export_says_what_it_is(tmp_path: Path):
+    run = saved_run(tmp_path / "run", "sasrec")
+    facts = export_run(run, "torch")
+    assert facts["max_len"] == TINY["max_len"]
+    assert facts["inputs"] == {"items": "int64 [B, T]", "lengths": "int64 [B]"}
+    assert facts["outputs"] == {"query": f"float32 [B, {TINY['dim']}]"}
+    assert facts["weights_sha256"] == hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
+    assert facts["largest_difference"] <= 1e-5
+    kept = json.loads((run / "export-torch" / "export.json").read_text())
+    assert kept == facts
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_alone(tmp_path: Path):
+    run = saved_run(tmp_path / "run", "sasrec")
+    export_run(run, "torch")
+    (run / "export-torch" / "old").touch()
+    export_run(run, "torch")
+    assert not (run / "export-torch" / "old").exists()
+    before = contents(run)
+    message = refused("export", run, "--format", "torch", "--out", run)
+    assert "is not an export" in message
+    assert contents(run) == before
+
+
+def test_what_differs_from_its_model_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = saved_run(tmp_path / "run", "sasrec")
+    before = contents(run)
+    monkeypatch.setattr(export, "in_plain_operations", off_by_a_little)
+    with pytest.raises(WorkError, match="differs from its model by"):
+        export_run(run, "torch")
+    assert contents(run) == before
+
+
+def off_by_a_little(model: Any, longest: int) -> Any:
+    model = copy.deepcopy(model)
+    model.encoder.norm.bias.data += 2e-4
+    return model
+
+
+@pytest.mark.parametrize("name", [*COUNTED, *READS_TEXTS])
+def test_a_model_without_a_graph_is_refused_with_the_reason(name, tmp_path: Path):
+    run = saved_run(tmp_path, name)
+    assert name in (message := refused("export", run, "--format", "onnx"))
+    assert "counts" in message or "reads the texts" in message
+    assert not (run / "export-onnx").exists()
+
+
+def test_bad_wishes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = saved_run(tmp_path / "run", "sasrec")
+    assert "for --format onnx only" in refused("export", run, "--format", "torch", "--int8")
+    assert "not a run folder" in refused("export", tmp_path, "--format", "torch")
+    with pytest.raises(InputError, match="onnx or torch, got 'tf'"):
+        export_run(run, "tf")  # type: ignore[arg-type]
+    found = importlib.util.find_spec
+    missing = {"onnxruntime": None}
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: missing[name] if name in missing else found(name)
+    )
+    message = refused("export", run, "--format", "onnx")
+    assert "needs the package onnxruntime: pip install 'recsys[export]'" in message
+
+
+def test_int8_without_the_data_is_refused_before_anything_is_written(trained, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    config = json.loads((run / CONFIG).read_text())
+    config["dataset"]["path"] = str(tmp_path / "gone")
+    write_json(run / CONFIG, config)
+    before = contents(run)
+    assert "--data DIR" in refused("export", run, "--format", "onnx", "--int8")
+    assert contents(run) == before
+
+
+def test_a_layer_that_runs_a_kernel_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("recsys.layers.plain.PLAIN", {})
+    with pytest.raises(InputError, match=r"MinGRURec is no graph .* twin in .*plain\.py"):
+        export_run(saved_run(tmp_path, "mingru_rec"), "torch")

@@ -163,7 +163,8 @@ class PlainGapSSM(Plain, GapSSM):
     def forward(self, x_BTD: Tensor, times_BT: Tensor | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]. InputError without times."""
         times_BT = known_times(times_BT)
-        gap_BT = times_BT - torch.cat([times_BT[:, :1], times_BT[:, :-1]], dim=1)
+        # The first gap is any: before the first event there is nothing that it could change.
+        gap_BT = times_BT - _later(times_BT, 1)
         rate_BTN2 = self.rate_N2 * self.clock(gap_BT)[..., None, None]
         angle_BTN = rate_BTN2[..., 1]
         circle_BTN2 = torch.stack([angle_BTN.cos(), angle_BTN.sin()], dim=-1)
