@@ -126,7 +126,7 @@ def export_run(
             "weights_sha256": _sha256(run / WEIGHTS),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES[format]},
         }
-        if facts["largest_difference"] > TOLERANCE:
+        if not facts["largest_difference"] <= TOLERANCE:  # which nan is not either
             raise WorkError(
                 f"the {format} export of {run} differs from its model by"
                 f" {facts['largest_difference']:.2g}, more than {TOLERANCE:g}; nothing was written"
@@ -276,7 +276,7 @@ def _largest_difference(model: SequenceModel, query: Query, timed: bool, num_ite
     """Of any number in the queries of random histories, of many lengths and in batches of many
     sizes."""
     random = torch.Generator().manual_seed(0)
-    largest = 0.0
+    differences = []
     for rows, steps in (
         (1, 1),
         (1, model.max_len),
@@ -284,8 +284,8 @@ def _largest_difference(model: SequenceModel, query: Query, timed: bool, num_ite
         (8, model.max_len),
     ):
         batch = _random_batch(rows, steps, timed, num_items, random)
-        largest = max(largest, float((query(batch) - model.query(batch).float()).abs().max()))
-    return largest
+        differences.append((query(batch) - model.query(batch).float()).abs().max())
+    return float(torch.stack(differences).max())
 
 
 def _random_batch(
@@ -305,20 +305,24 @@ def _random_batch(
 def _folder_written_whole(folder: Path) -> Iterator[Path]:
     """Give a folder beside `folder` to write to, and put it in place when the block ends well.
 
-    InputError where `folder` is there and is no export.
+    InputError where `folder` holds something that is no export.
     """
-    if folder.exists() and not (folder / FACTS).is_file():
+    folder = folder.resolve()
+    holds = [folder] if folder.is_file() else list(folder.iterdir()) if folder.is_dir() else []
+    if holds and not (folder / FACTS).is_file():
         raise InputError(f"{folder} exists and is not an export: choose another --out")
     aside, before = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "before"))
-    for rest in (aside, before):
-        shutil.rmtree(rest, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
         yield aside
+        shutil.rmtree(before, ignore_errors=True)
         if folder.exists():
             os.replace(folder, before)
         os.replace(aside, folder)
     finally:
+        if before.exists() and not folder.exists():
+            os.replace(before, folder)
         for rest in (aside, before):
             shutil.rmtree(rest, ignore_errors=True)
 

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -214,15 +215,24 @@ def test_an_export_takes_the_place_of_an_earlier_one_alone(tmp_path: Path):
     (run / "export-torch" / "old").touch()
     export_run(run, "torch")
     assert not (run / "export-torch" / "old").exists()
+    (empty := tmp_path / "empty").mkdir()
+    export_run(run, "torch", empty)
+    assert (empty / "model.pt2").is_file()
     before = contents(run)
     message = refused("export", run, "--format", "torch", "--out", run)
     assert "is not an export" in message
     assert contents(run) == before
 
 
+@pytest.mark.parametrize("error", [2e-4, float("nan")])
 def test_what_differs_from_its_model_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    def off_by_a_little(model: Any, longest: int) -> Any:
+        model = copy.deepcopy(model)
+        model.encoder.norm.bias.data[3] += error
+        return model
+
     run = saved_run(tmp_path / "run", "sasrec")
     before = contents(run)
     monkeypatch.setattr(export, "in_plain_operations", off_by_a_little)
@@ -231,10 +241,23 @@ def test_what_differs_from_its_model_is_not_written(
     assert contents(run) == before
 
 
-def off_by_a_little(model: Any, longest: int) -> Any:
-    model = copy.deepcopy(model)
-    model.encoder.norm.bias.data += 2e-4
-    return model
+def test_an_export_that_fails_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = saved_run(tmp_path / "run", "sasrec")
+    export_run(run, "torch")
+    before = contents(tmp_path)
+    replace = os.replace
+
+    def full(one: Path, other: Path) -> None:
+        if Path(one).name.endswith(".part"):
+            raise OSError("no")
+        replace(one, other)
+
+    monkeypatch.setattr("recsys.export.os.replace", full)
+    with pytest.raises(OSError, match="no"):
+        export_run(run, "torch")
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", [*COUNTED, *READS_TEXTS])
