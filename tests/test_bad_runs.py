@@ -320,5 +320,5 @@ def test_a_full_disk_leaves_the_recommendations_of_before(
     before = contents(place)
     monkeypatch.setattr(pq.ParquetWriter, "write_table", disk_full)
     message = refused(*EVERYTHING["all users"], code=1)
-    assert "no space left to write recs.parquet; what was there before is unharmed" in message
+    assert "no space left to write recs.parquet.parts/part-00000.parquet; what was" in message
     assert contents(place) == before

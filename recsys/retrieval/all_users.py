@@ -24,8 +24,11 @@ PART = 65_536
 """Users a part: what is lost at most when the work is stopped."""
 BATCH = 1024
 """Users scored at a time, at most."""
-SCORES = 2**26
-"""Scores in memory at a time: fewer users are scored together over a large catalogue."""
+SCORES = 7_500_000
+"""Scores in memory at a time, 30 MB: what is larger than 32 MiB comes from the system each time
+anew, page by page."""
+FEWEST = 64
+"""Users scored at a time, at least: their scores are no larger than a catalogue's own vectors."""
 BLOCK = 16 * BATCH
 """Users written at a time, at most; those of like length in a block are scored together."""
 ROWS = 2**20
@@ -187,7 +190,7 @@ def _recommend(
     start, end = dataset.offsets[users], dataset.offsets[users + 1]
     cut = np.maximum(start, end - retriever.max_len)
     order = np.argsort(end - cut, kind="stable")
-    size = min(BATCH, max(1, SCORES // (len(retriever.vocab) + 1)))
+    size = min(BATCH, max(FEWEST, SCORES // (len(retriever.vocab) + 1)))
     found = []
     for first in range(0, len(order), size):
         rows = order[first : first + size]
