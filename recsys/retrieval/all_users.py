@@ -24,9 +24,9 @@ PART = 65_536
 """Users a part: what is lost at most when the work is stopped."""
 BATCH = 1024
 """Users scored at a time, at most."""
-SCORES = 7_500_000
-"""Scores in memory at a time, 30 MB: what is larger than 32 MiB comes from the system each time
-anew, page by page."""
+SCORES = 2**21
+"""Scores in memory at a time, 8 MB: the allocator takes tens of megabytes from the system each time
+anew, page by page. A larger catalogue is scored for fewer users together."""
 FEWEST = 64
 """Users scored at a time, at least: their scores are no larger than a catalogue's own vectors."""
 BLOCK = 16 * BATCH
