@@ -189,7 +189,8 @@ def _recommend(
     """([users, K] item numbers, 0 where there is no further one; [users, K] scores)."""
     start, end = dataset.offsets[users], dataset.offsets[users + 1]
     cut = np.maximum(start, end - retriever.max_len)
-    order = np.argsort(end - cut, kind="stable")
+    # Longest first: the memory of one batch then serves all behind it.
+    order = np.argsort(cut - end, kind="stable")
     size = min(BATCH, max(FEWEST, SCORES // (len(retriever.vocab) + 1)))
     found = []
     for first in range(0, len(order), size):
