@@ -170,7 +170,7 @@ def test_exact_items_and_recall_are_what_a_plain_sort_says():
 @pytest.mark.parametrize("kind", ROUNDED)
 @pytest.mark.parametrize("name", TABLES)
 def test_scoring_again_with_exact_vectors_finds_more(name, kind):
-    vectors = table(name, 4000)
+    vectors = table(name, 2000)
     asked = queries(vectors)
     exact = exact_items(vectors, asked, 10)
     index = build_index(vectors, kind)
@@ -179,7 +179,7 @@ def test_scoring_again_with_exact_vectors_finds_more(name, kind):
     found, _ = index.search(asked, 10)
     assert 0.5 < recall(estimated, exact) < recall(found, exact)
     # Half a byte a coordinate leaves about a sixteenth of the spread as error.
-    everything, scores = rounded.search(asked, 4000)
+    everything, scores = rounded.search(asked, 2000)
     products = np.einsum("bd,bkd->bk", asked, vectors[everything - 1])
     assert np.abs(scores - products).mean() < products.std() / 12
 
@@ -197,7 +197,7 @@ def test_an_odd_number_of_axes_is_no_hindrance(tmp_path, kind, dim):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_vectors_give_the_same_index(tmp_path, kind):
-    vectors = table("clustered", 2000)
+    vectors = table("clustered", 1000)
     files = []
     for name in ("one", "two"):
         write_index(tmp_path / name, index := build_index(vectors, kind))
@@ -222,11 +222,11 @@ def test_no_items_are_refused():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("less", [0, 1, 5, 900])
 def test_rows_are_never_short_however_many_are_asked_for(kind, less):
-    vectors = table("clustered", 2000)
+    vectors = table("clustered", 1000)
     index = build_index(vectors, kind)
-    found, _ = replace(index, nprobe=min(index.nprobe, 1)).search(queries(vectors, 20), 2000 - less)
+    found, _ = replace(index, nprobe=min(index.nprobe, 1)).search(queries(vectors, 20), 1000 - less)
     assert found.min() >= 1
-    assert all(len(set(row)) == 2000 - less for row in found.tolist())
+    assert all(len(set(row)) == 1000 - less for row in found.tolist())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,9 +244,9 @@ def test_a_query_that_is_no_number_finds_nothing_and_harms_no_other_row(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_share_an_index(kind):
-    vectors = table("clustered", 2000)
+    vectors = table("clustered", 1000)
     index, asked = build_index(vectors, kind), queries(vectors, 40)
-    sizes = [1, 10, 50, 2000] * 5
+    sizes = [1, 5, 50, 1000] * 5
     wanted = {k: index.search(asked, k) for k in set(sizes)}
     with ThreadPoolExecutor(8) as pool:
         for k, found in zip(sizes, pool.map(lambda k: index.search(asked, k), sizes), strict=True):
