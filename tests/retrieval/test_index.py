@@ -177,7 +177,9 @@ def test_scoring_again_with_exact_vectors_finds_more(name, kind):
     rounded = replace(index, vectors=None)
     estimated, _ = rounded.search(asked, 10)
     found, _ = index.search(asked, 10)
-    assert 0.5 < recall(estimated, exact) < recall(found, exact)
+    assert 0.5 < recall(estimated, exact) <= recall(found, exact)
+    # A byte is fine enough for ten of these few items, half a byte is not.
+    assert kind == "sq" or recall(estimated, exact) < recall(found, exact) - 0.02
     # Half a byte a coordinate leaves about a sixteenth of the spread as error.
     everything, scores = rounded.search(asked, 2000)
     products = np.einsum("bd,bkd->bk", asked, vectors[everything - 1])
