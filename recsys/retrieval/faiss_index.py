@@ -34,7 +34,7 @@ ROUNDED = ("ivfpq", "sq")
 
 HNSW_LINKS = 32
 HNSW_BUILD = 100
-HNSW_SEARCH = 128
+HNSW_SEARCH = 256
 HNSW_SHORTER = 0.75
 """Share of the items that the coordinate of HNSW makes equally long; see `_graph`."""
 SCAN_SHARE = 200
