@@ -128,7 +128,7 @@ def targets_of_run(
     """The targets that a run is to be asked about, as `evaluate` takes them; `dataset` stands in
     where the prepared folder has moved. InputError where it is not what the run was trained on."""
     config = read_config(run)
-    dataset, split_config = _the_data(run, config, dataset), _split_config(run, config)
+    dataset, split_config = _the_data(run, config, dataset), read_split(run, config)
     parts = split(dataset, split_config)
     return dataset, parts.test if part == "test" else parts.valid, split_config.seen_items
 

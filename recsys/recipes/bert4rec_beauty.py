@@ -1,6 +1,7 @@
 """BERT4Rec for Amazon Beauty (S3-Rec's 5-core file: 22,363 users, 12,101 items).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.0543, NDCG@10 0.0303 after 54 epochs; with --refit
+0.0666 and 0.0383.
 """
 
 from recsys.models.bert4rec import BERT4Rec

@@ -1,6 +1,7 @@
 """ESASRec for Amazon Beauty (S3-Rec's 5-core file: 22,363 users, 12,101 items).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.0825, NDCG@10 0.0477 after 14 epochs; with --refit
+0.0959 and 0.0564.
 """
 
 from recsys.models.esasrec import ESASRec

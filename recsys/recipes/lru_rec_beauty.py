@@ -1,6 +1,7 @@
 """LRURec for Amazon Beauty (S3-Rec's 5-core file: 22,363 users, 12,101 items).
 
-Not measured yet.
+Leave-one-out, seen masked, seed 0: test HR@10 0.0777, NDCG@10 0.0458 after 19 epochs; with --refit
+0.0961 and 0.0569.
 """
 
 from recsys.models.lru_rec import LRURec

@@ -42,7 +42,8 @@ def opened(run: Path, device: torch.device | str, index: Through, mmap: bool) ->
         fingerprint=fingerprint(model),
         describe=load_item_features(run).transform if described else None,
     )
-    if not wanted or not isinstance(model, SequenceModel):
+    if not wanted:
         return snapshot
-    built = load_index(run, vectors=snapshot.vectors_VD[1:].cpu().numpy())
+    known = isinstance(model, SequenceModel)
+    built = load_index(run, vectors=snapshot.vectors_VD[1:].cpu().numpy() if known else None)
     return snapshot.with_index(built, str(read_json(run / FACTS)["index_sha256"])[:12])

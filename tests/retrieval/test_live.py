@@ -165,7 +165,9 @@ def test_new_items_are_found_beside_an_index_and_in_it_after_compacting(shop: Pa
     exact, through = Retriever.load(run), Retriever.load(run, index="index")
     for retriever in (exact, through):
         retriever.upsert_items(NEW)
-        retriever.upsert_items(pd.DataFrame({"item": ["lamp-0"], "title": ["shiny cream number3"]}))
+        retriever.upsert_items(
+            pd.DataFrame({"item": ["lamp-0"], "title": ["cream number2 number5"]})
+        )
         retriever.remove_items(["cream-4"])
     wanted = exact.recommend(CREAMS, k=12)
     assert "cream-new" in wanted.items
