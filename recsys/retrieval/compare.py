@@ -34,7 +34,11 @@ TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """A second in the units of Arrow's timestamps."""
 DAY = 86_400
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-UNKNOWN = pa.scalar(None, pa.bool_())
+
+
+def unknown() -> Any:
+    """Neither true nor false. Not a constant: pyarrow's first scalar imports pandas."""
+    return pa.scalar(None, pa.bool_())
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,9 @@ def among(of: Column, values: list[Value]) -> Any:
         if pa.types.is_floating(kind) and 0 in wanted:
             wanted.append(-0.0)  # equal to 0, but another value to is_in
         found = pc.is_in(of.values, value_set=pa.array(wanted, kind))
-        found = pc.if_else(pc.is_valid(of.values), found, UNKNOWN)
+        found = pc.if_else(pc.is_valid(of.values), found, unknown())
         if None in fitting:
-            found = pc.or_kleene(found, UNKNOWN)
+            found = pc.or_kleene(found, unknown())
     return found if of.lists is None else _any_member(of.lists, found)
 
 
@@ -243,7 +247,7 @@ def _without_nan(values: Any) -> Any:
 
 
 def _where_known(values: Any, holds: bool) -> Any:
-    return pc.if_else(pc.is_valid(values), pa.scalar(holds), UNKNOWN)
+    return pc.if_else(pc.is_valid(values), pa.scalar(holds), unknown())
 
 
 def _all_unknown(values: Any) -> Any:
