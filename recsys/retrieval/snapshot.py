@@ -95,7 +95,7 @@ class Snapshot:
         titled = "title" in catalogue.column_names
         self.titles = catalogue["title"].to_pylist() if titled else [None] * size
         counted = "count" in catalogue.column_names
-        counts = catalogue["count"].to_numpy() if counted else np.zeros(size)
+        counts = catalogue["count"].to_pylist() if counted else [0] * size
         self._popularity_V = torch.from_numpy(np.concatenate([[0], counts]).astype(np.float32))
         self._popularity_V = self._popularity_V.to(self.device)
         self._filters: dict[str, np.ndarray] = {}

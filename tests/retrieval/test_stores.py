@@ -261,6 +261,7 @@ with contextlib.closing(RedisStore(url, prefix="processes", timeout_s=10)) as st
         assert time.monotonic() < deadline, "the other process did not come"
     for event in range(200):
         add("ada", f"{name}.{event}".encode())
+        time.sleep(0.002)  # longer in all than the loser of a race waits at most
 """
 
 
