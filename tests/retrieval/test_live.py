@@ -25,7 +25,7 @@ CREAMS = ["cream-1", "cream-2"]
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("live")
     data = shop_folder(folder)
-    short = {**SMALL, "trainer.epochs": 3}
+    short = {**SMALL, "trainer.epochs": 1}
     train(data, "sasrec", folder / "text", settings={**short, "model.item_encoder": "text"})
     train(data, "sasrec", folder / "ids", settings=short)
     train(data, "gru4rec", folder / "gru", settings={**short, "model.max_len": 6})
