@@ -33,7 +33,7 @@ from recsys.models.base import model_class, new_model
 
 READS_TEXTS = ["recformer"]
 QUICK = ["sasrec"]
-"""One model of each kind of graph: attention, a walk, doubled steps."""
+"""Exported in every run of the tests; the others are slow."""
 EXPORTED = [name for name in LEARNED if name not in READS_TEXTS]
 HISTORIES = [[3, 1, 4, 1, 5, 9], [6, 5, 12], [5], [9, 7]]
 
