@@ -11,6 +11,7 @@ Every file is written aside and renamed, so a reader never meets half of one.
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -121,6 +122,15 @@ def read_split(run: Path, config: dict[str, Any]) -> SplitConfig:
         return from_dict(SplitConfig, config["split"], "split")
     except InputError as error:
         raise InputError(f"{run / CONFIG} is damaged: {error}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file of a run folder. InputError where it is missing."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: the run folder is not whole") from None
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:

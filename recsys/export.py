@@ -11,7 +11,6 @@ Models that see time take times int64 [B, T] too. A score is query . item vector
 read again and compared with the model itself; a folder appears whole or not at all.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -34,6 +33,7 @@ from recsys.checkpoint import (
     load_model,
     read_config,
     read_items,
+    sha256_of,
     write_json,
     write_tensors,
 )
@@ -123,7 +123,7 @@ def export_run(
             "inputs": dict.fromkeys(_names(timed), "int64 [B, T]") | {"lengths": "int64 [B]"},
             "outputs": {"query": f"float32 [B, {vectors_VD.shape[1]}]"},
             "largest_difference": _largest_difference(model, query, timed, num_items),
-            "weights_sha256": _sha256(run / WEIGHTS),
+            "weights_sha256": sha256_of(run / WEIGHTS),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES[format]},
         }
         if not facts["largest_difference"] <= TOLERANCE:  # which nan is not either
@@ -338,8 +338,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
-"""A small shop with runs of fixed random weights, for tests of what is recommended to all users."""
+"""Runs of fixed random weights, and a small shop with two of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import torch
 from recsys.checkpoint import CONFIG, WEIGHTS, build_model, write_items, write_json, write_tensors
 from recsys.config import to_dict
 from recsys.data.sequences import SequenceDataset
-from recsys.models.base import model_class
+from recsys.models.base import Recommender, model_class
 from recsys.retrieval.index import build_run_index
 from recsys.run import prepare
 
@@ -33,6 +34,32 @@ def log(seed: int = 0) -> pa.Table:
     )
 
 
+def random_model(name: str, settings: dict[str, Any], num_items: int, seed: int = 0) -> Recommender:
+    """A model whose every weight is drawn from a normal distribution."""
+    torch.manual_seed(seed)
+    model = build_model(name, settings, num_items)
+    for tensor in model.parameters():
+        torch.nn.init.normal_(tensor)
+    return model
+
+
+def write_run(
+    run: Path,
+    model: Recommender,
+    name: str,
+    settings: dict[str, Any],
+    catalogue: pa.Table,
+    **facts: dict[str, Any],
+) -> Path:
+    """The run folder of a model that no training made; `facts` go to its config.json."""
+    described = {"name": name, **to_dict(model_class(name).Config(**settings))}
+    about = {"dataset": {"items": catalogue.num_rows}, **facts}
+    write_json(run / CONFIG, {"model": described, **about})
+    write_tensors(run / WEIGHTS, model.state_dict())
+    write_items(run, catalogue)
+    return run
+
+
 def saved_run(
     run: Path,
     dataset: SequenceDataset,
@@ -41,18 +68,11 @@ def saved_run(
     cut: dict[str, str] | None = None,
 ) -> Path:
     settings = {"dim": 8, "max_len": MAX_LEN} if name == "sasrec" else {}
-    torch.manual_seed(0)
-    model = build_model(name, settings, dataset.num_items)
-    for tensor in model.parameters():
-        torch.nn.init.normal_(tensor)
+    model = random_model(name, settings, dataset.num_items)
     if name == "popular":
         model.counts_V = torch.randperm(dataset.num_items + 1).float()
     about = {"items": dataset.num_items, "fingerprint": dataset.fingerprint, "path": str(data)}
-    described = {"name": name, **to_dict(model_class(name).Config(**settings))}
-    write_json(run / CONFIG, {"model": described, "dataset": about, "split": cut or {}})
-    write_tensors(run / WEIGHTS, model.state_dict())
-    write_items(run, dataset.catalogue)
-    return run
+    return write_run(run, model, name, settings, dataset.catalogue, dataset=about, split=cut or {})
 
 
 def open_shop(folder: Path) -> Path:

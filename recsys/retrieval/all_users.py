@@ -1,6 +1,5 @@
 """Recommendations for every user of a data set, into a Parquet file."""
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recsys.checkpoint import DATA_FACTS, WEIGHTS, read_config, read_split
+from recsys.checkpoint import DATA_FACTS, WEIGHTS, read_config, read_split, sha256_of
 from recsys.data.loader import collate, flat_positions
 from recsys.data.sequences import SequenceDataset
 from recsys.errors import InputError, Interrupted
@@ -76,13 +75,13 @@ def recommend_all(
     count = -(-len(users) // users_a_part)
     may_index = through != "exact" and (run / INDEX).is_file()
     plan = {
-        "weights_sha256": _sha256(run / WEIGHTS),
+        "weights_sha256": sha256_of(run / WEIGHTS),
         "data_fingerprint": dataset.fingerprint,
         "items": len(retriever.vocab),
         "k": k,
         "seen": seen,
         "through": through,
-        "index_sha256": _sha256(run / INDEX) if may_index else None,
+        "index_sha256": sha256_of(run / INDEX) if may_index else None,
         "users": len(users),
         "users_a_part": users_a_part,
         "parts": count,
@@ -205,8 +204,3 @@ def _recommend(
     items_BK, scores_BK = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     back = np.argsort(order)
     return items_BK[back], scores_BK[back]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

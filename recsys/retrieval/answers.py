@@ -107,12 +107,13 @@ def answers(
 
 def alike(now: Snapshot, item: int, wish: Wish) -> Recommendations:
     """The items whose vectors are most similar to one item's."""
-    return _list(now, *now.similar(item, wish.k, wish.hidden, wish.allowed_V), [], wish)
+    seen = pairs([[item]], wish.hidden, True)
+    return _list(now, *now.similar(item, wish.k, seen, wish.allowed_V), [], wish)
 
 
 def popular(now: Snapshot, unknown: list[Any], wish: Wish) -> Recommendations:
     """The most frequent items of training, marked as such."""
-    items_K = now.popular(wish.k, wish.hidden, wish.allowed_V)
+    items_K = now.popular(wish.k, pairs([[]], wish.hidden, False), wish.allowed_V)
     shares = wish.score == "probability"
     scores_K = now.count_share(items_K) if shares else now.counts(items_K)
     return _list(now, items_K, scores_K, unknown, wish, fallback="popularity")
@@ -120,11 +121,9 @@ def popular(now: Snapshot, unknown: list[Any], wish: Wish) -> Recommendations:
 
 def _picked(now: Snapshot, items_K: np.ndarray, scores_K: np.ndarray, wish: Wish) -> np.ndarray:
     """Places of the chosen in a pool of candidates, best first."""
-    real = int((items_K > 0).sum())
     if wish.diversity == 0:
-        return np.arange(min(real, wish.k))
-    vectors_ND = now.vectors(items_K[:real])
-    return diversified(items_K[:real], scores_K[:real], vectors_ND, wish.k, wish.diversity)
+        return np.arange(min(int(np.count_nonzero(items_K)), wish.k))
+    return diversified(items_K, scores_K, now.vectors(items_K), wish.k, wish.diversity)
 
 
 def _list(

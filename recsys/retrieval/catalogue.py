@@ -1,6 +1,7 @@
 """Changes of a live catalogue: each gives another snapshot, once the journal has it."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Catalogue:
         if now.index is None or not len(now.stale_N):
             return now
         vectors = now.vectors(np.arange(1, len(now.vocab) + 1))
-        return now.with_index(build_index(vectors, now.index.kind), COMPACTED)
+        return now.with_index(replace(build_index(vectors, now.index.kind), version=COMPACTED))
 
     def replayed(self, new: Snapshot, *, strict: bool) -> tuple[Snapshot, int]:
         """(a snapshot fresh from its run with all changes made, how many items it cannot know).
@@ -75,13 +76,11 @@ class Catalogue:
                 dropped += len(rows) - len(kept)
                 rows = kept
             if rows:
-                new = upserted(new, given_rows(_table(rows, new.catalogue), new.catalogue))
-        for raw_ids, close in (
-            (self._changes.removed, Snapshot.without),
-            (self._changes.unavailable, lambda now, items: now.with_available(items, False)),
-        ):
-            known, _ = new.vocab.encode(raw_ids)
-            new = close(new, np.array(known)) if known else new
+                new = upserted(new, given_rows(_table(rows), new.catalogue))
+        if removed := new.vocab.encode(self._changes.removed)[0]:
+            new = new.without(np.array(removed))
+        if unavailable := new.vocab.encode(self._changes.unavailable)[0]:
+            new = new.with_available(np.array(unavailable), False)
         return new, dropped
 
     def close(self) -> None:
@@ -96,8 +95,8 @@ class Catalogue:
             self._journal.append(change)
 
 
-def _table(rows: list[dict[str, Any]], catalogue: pa.Table) -> pa.Table:
-    """Rows of a journal with the types of the catalogue, where it has their columns."""
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows of a journal. InputError where they give a column values of several types."""
     try:
         return pa.Table.from_pylist(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

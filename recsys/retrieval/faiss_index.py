@@ -63,6 +63,8 @@ class Index:
     vectors: np.ndarray | None = None
     """float32 [V, D], may be memory-mapped: ivfpq and sq score their candidates again with them.
     Without them scores are estimates."""
+    version: str | None = None
+    """What tells it from others: the start of its file's checksum; None for one in no file."""
 
     def search(
         self, query_BD: np.ndarray, k: int, *, threads: int = 1

@@ -1,6 +1,5 @@
 """The index of a run: built beside its weights and tied to them, measured against exact search."""
 
-import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from recsys.batch import Batch
-from recsys.checkpoint import WEIGHTS, load_model, read_json, write_json
+from recsys.checkpoint import WEIGHTS, load_model, read_json, sha256_of, write_json
 from recsys.errors import InputError
 from recsys.models.base import SequenceModel
 from recsys.retrieval.faiss_index import (
@@ -27,7 +26,8 @@ from recsys.retrieval.faiss_index import (
 
 INDEX, FACTS = "index.faiss", "index.json"
 HNSW_FROM, IVFPQ_FROM = 200_000, 4_000_000
-"""Items from which `auto` takes these kinds."""
+"""Items from which `auto` takes these kinds. Below the first, exact search is fast: a saved index
+is used only where it is asked for."""
 AUTO = "auto"
 QUERIES = 512
 """Queries that an index is tuned on, and as many others that recall and latency are measured on."""
@@ -80,8 +80,8 @@ def save_index(run: Path, index: Index, dim: int) -> None:
         "items": index.faiss_index.ntotal,
         "dim": dim,
         **({"nprobe": index.nprobe} if index.kind in LISTED else {}),
-        "weights_sha256": _sha256(run / WEIGHTS),
-        "index_sha256": _sha256(run / INDEX),
+        "weights_sha256": sha256_of(run / WEIGHTS),
+        "index_sha256": sha256_of(run / INDEX),
     }
     write_json(run / FACTS, facts)
 
@@ -107,7 +107,7 @@ def load_index(run: Path, *, vectors: np.ndarray | None = None) -> Index:
     # Checked before faiss parses a byte: its reader trusts what it reads. Both at once: sums of
     # large files are most of what a start costs.
     with ThreadPoolExecutor(2) as pool:
-        index_found, weights_found = pool.map(_sha256, (run / INDEX, run / WEIGHTS))
+        index_found, weights_found = pool.map(sha256_of, (run / INDEX, run / WEIGHTS))
     if index_sha256 != index_found:
         raise InputError(f"{run / INDEX} is damaged; {again}")
     if weights_sha256 != weights_found:
@@ -123,7 +123,7 @@ def load_index(run: Path, *, vectors: np.ndarray | None = None) -> Index:
         )
     if vectors is not None and vectors.shape != (items, dim):
         raise InputError(f"{run / INDEX} is over [{items}, {dim}], the vectors {vectors.shape}")
-    return Index(kind, faiss_index, nprobe, vectors)
+    return Index(kind, faiss_index, nprobe, vectors, version=index_sha256[:12])
 
 
 def measured(index: Index, vectors: np.ndarray, queries_QD: np.ndarray) -> dict[str, float]:
@@ -157,11 +157,3 @@ def _count(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"{value!r} where a number of at least 1 belongs")
     return value
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: the run folder is not whole") from None

@@ -5,17 +5,14 @@ from typing import Literal
 
 import torch
 
-from recsys.checkpoint import ITEMS, MODEL_FACTS, load_model, read_config, read_items, read_json
+from recsys.checkpoint import ITEMS, MODEL_FACTS, load_model, read_config, read_items
 from recsys.data.item_features import load_item_features
 from recsys.errors import InputError
 from recsys.layers.item_encoder import knows_by_features
 from recsys.models.base import SequenceModel
-from recsys.retrieval.index import FACTS, INDEX, load_index
+from recsys.retrieval.index import HNSW_FROM, INDEX, load_index
 from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.state import fingerprint
-
-INDEX_FROM = 200_000
-"""Items from which a saved index is used without being asked for; exact search is fast below."""
 
 Through = Literal["auto", "exact", "index"]
 
@@ -31,7 +28,7 @@ def opened(run: Path, device: torch.device | str, index: Through, mmap: bool) ->
             f" {trained_on:,}: they do not belong together"
         )
     wanted = index == "index" or (
-        index == "auto" and catalogue.num_rows >= INDEX_FROM and (run / INDEX).is_file()
+        index == "auto" and catalogue.num_rows >= HNSW_FROM and (run / INDEX).is_file()
     )
     described = isinstance(model, SequenceModel) and knows_by_features(model)
     snapshot = Snapshot(
@@ -46,4 +43,4 @@ def opened(run: Path, device: torch.device | str, index: Through, mmap: bool) ->
         return snapshot
     known = isinstance(model, SequenceModel)
     built = load_index(run, vectors=snapshot.vectors_VD[1:].cpu().numpy() if known else None)
-    return snapshot.with_index(built, str(read_json(run / FACTS)["index_sha256"])[:12])
+    return snapshot.with_index(built)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from recsys.checkpoint import METRICS, WEIGHTS
 from recsys.errors import InputError, WorkError
-from recsys.models.base import SequenceModel
+from recsys.retrieval.faiss_index import recall
 from recsys.retrieval.histories import batch_of
 from recsys.retrieval.snapshot import Snapshot
 
@@ -53,14 +52,10 @@ def self_test(new: Snapshot) -> None:
     found_BK, scores_BK = new.search(batch, k, None, new.available_V)
     if (found_BK == 0).any() or not np.isfinite(scores_BK).all():
         raise InputError("it answers with too few items, or with scores that are not numbers")
-    if new.index is not None and isinstance(new.model, SequenceModel):
-        with torch.inference_mode():
-            exact_BV = new.query(batch) @ new.vectors_VD.T
-        exact_BV[:, torch.from_numpy(~new.available_V)] = -torch.inf
-        best_BK = torch.topk(exact_BV, k).indices.cpu().numpy()
-        shared = [len(set(a) & set(b)) / k for a, b in zip(found_BK, best_BK, strict=True)]
-        if np.mean(shared) < INDEX_RECALL:
-            raise InputError(f"its index finds {np.mean(shared):.0%} of what exact search finds")
+    if new.index is not None:
+        best_BK, _ = new.with_index(None).search(batch, k, None, new.available_V)
+        if (share := recall(found_BK, best_BK)) < INDEX_RECALL:
+            raise InputError(f"its index finds {share:.0%} of what exact search finds")
 
 
 class Watch:

@@ -205,7 +205,7 @@ class Retriever:
     ) -> list[Recommendations]:
         """The k best items for each query of `encode_user`, float32 [B, D]."""
         now = self._now
-        dim = now.vectors(np.zeros(1, dtype=np.int64)).shape[1]
+        dim = now.vectors_VD.shape[1]
         query_BD = np.asarray(vectors, dtype=np.float32)
         if query_BD.ndim != 2 or query_BD.shape[1] != dim or not np.isfinite(query_BD).all():
             raise InputError(f"vectors must be numbers of shape [B, {dim}], got {query_BD.shape}")

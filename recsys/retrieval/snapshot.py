@@ -64,14 +64,12 @@ class Snapshot:
         device: torch.device | str,
         *,
         fingerprint: str = "",
-        index_version: str | None = None,
         describe: Describe | None = None,
     ):
         """`fingerprint` is that of the weights; `describe` makes the fixed vectors that a model
         knows items by."""
         self.device = device
         self.fingerprint = fingerprint
-        self.index_version = index_version
         self.describe = describe
         self.catalogue_version = 0
         self._take(model, catalogue)
@@ -85,6 +83,18 @@ class Snapshot:
     def model_version(self) -> str:
         """Start of the fingerprint of the weights."""
         return self.fingerprint[:12]
+
+    @property
+    def index_version(self) -> str | None:
+        """Start of the checksum of the index; None without one."""
+        return None if self.index is None else self.index.version
+
+    @property
+    def vectors_VD(self) -> Tensor:
+        """float32 [V+1, D] what items are known by. InputError for a model without such vectors."""
+        if self._vectors_VD is None:
+            raise InputError(f"{type(self.model).__name__} has no item vectors")
+        return self._vectors_VD
 
     def _take(self, model: Recommender, catalogue: pa.Table) -> None:
         """The parts that follow from model and catalogue alone."""
@@ -100,10 +110,11 @@ class Snapshot:
         self._popularity_V = self._popularity_V.to(self.device)
         self._filters: dict[str, np.ndarray] = {}
         self._filtering = threading.Lock()
+        self._vectors_VD: Tensor | None = None
         with torch.inference_mode():
             if isinstance(model, SequenceModel):
-                self.vectors_VD = model.item_vectors().detach().float()
-                self._norms_V = self.vectors_VD.norm(dim=1).clamp_min(1e-12)
+                self._vectors_VD = model.item_vectors().detach().float()
+                self._norms_V = self._vectors_VD.norm(dim=1).clamp_min(1e-12)
             else:
                 self._scorer = model.scorer()
 
@@ -139,10 +150,10 @@ class Snapshot:
         self.catalogue_version += 1
         return self
 
-    def with_index(self, index: Index, index_version: str | None) -> "Snapshot":
-        """This snapshot searched through an index of all its items as they are now."""
+    def with_index(self, index: Index | None) -> "Snapshot":
+        """This snapshot searched through an index of all its items as they are now, or exactly."""
         new = copy.copy(self)
-        new.index, new.index_version = index, index_version
+        new.index = index
         new.stale_N = np.zeros(0, dtype=np.int64)
         return new
 
@@ -188,14 +199,12 @@ class Snapshot:
 
     @torch.inference_mode()
     def similar(
-        self, item: int, k: int, hidden: list[int], allowed_V: np.ndarray | None
+        self, item: int, k: int, seen: tuple[Tensor, Tensor], allowed_V: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """([k] items, most similar first, 0 where there are no more; [k] cosines of vectors)."""
-        self.vectors(np.array([item]))
         vector_D = torch.nn.functional.normalize(self.vectors_VD[item], dim=0)
         cosine_1V = (self.vectors_VD @ vector_D / self._norms_V)[None]
-        closed = torch.tensor([item, *hidden])
-        items_1K, scores_1K = _best(cosine_1V, k, (torch.zeros_like(closed), closed), allowed_V)
+        items_1K, scores_1K = _best(cosine_1V, k, seen, allowed_V)
         return items_1K[0], scores_1K[0]
 
     @torch.inference_mode()
@@ -207,15 +216,16 @@ class Snapshot:
         allowed_V: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """`search` for queries float32 [B, D] of the model."""
-        share = 1.0 if allowed_V is None else allowed_V[1:].mean()
-        if self.index is not None and share >= EXACT_SHARE:
+        if self.index is not None and self.is_indexed(allowed_V):
             hidden = _hidden_a_row(seen, len(query_BD))
             return self._through_index(self.index, query_BD.cpu().numpy(), k, hidden, allowed_V)
         return _best(query_BD @ self.vectors_VD.T, k, seen, allowed_V)
 
     def is_indexed(self, allowed_V: np.ndarray | None) -> bool:
         """Whether a search among the allowed items goes through the index."""
-        return self.index is not None and (allowed_V is None or allowed_V[1:].mean() >= EXACT_SHARE)
+        if self.index is None or allowed_V is None:
+            return self.index is not None
+        return bool(np.count_nonzero(allowed_V) >= EXACT_SHARE * len(self.vocab))
 
     @torch.inference_mode()
     def probabilities(self, query_BD: Tensor, scores_BK: np.ndarray) -> np.ndarray:
@@ -225,10 +235,11 @@ class Snapshot:
         total_B1 = torch.logsumexp(scores_BV, dim=1, keepdim=True).cpu().numpy()
         return np.exp(scores_BK - total_B1)
 
-    def popular(self, k: int, hidden: list[int], allowed_V: np.ndarray | None) -> np.ndarray:
+    def popular(
+        self, k: int, seen: tuple[Tensor, Tensor], allowed_V: np.ndarray | None
+    ) -> np.ndarray:
         """Numbers of the k most frequent items of training, most frequent first."""
-        pairs = torch.zeros(len(hidden), dtype=torch.int64), torch.tensor(hidden, dtype=torch.int64)
-        items_1K, _ = _best(self._popularity_V[None].clone(), k, pairs, allowed_V)
+        items_1K, _ = _best(self._popularity_V[None].clone(), k, seen, allowed_V)
         return items_1K[0]
 
     def counts(self, items_K: np.ndarray) -> np.ndarray:
@@ -241,8 +252,6 @@ class Snapshot:
 
     def vectors(self, items_N: np.ndarray) -> np.ndarray:
         """float32 [N, D] of some items. InputError for a model without item vectors."""
-        if not isinstance(self.model, SequenceModel):
-            raise InputError(f"{type(self.model).__name__} has no item vectors")
         return self.vectors_VD[torch.from_numpy(items_N).to(self.device)].cpu().numpy()
 
     def _through_index(
@@ -257,9 +266,13 @@ class Snapshot:
 
         Items described since the index was built are scored one by one beside it.
         """
-        usable_V = self.available_V.copy() if allowed_V is None else allowed_V.copy()
-        usable_V[self.stale_N] = False
-        num_items, usable = len(self.vocab), int(usable_V.sum())
+        if allowed_V is None:
+            allowed_V = self.available_V
+        usable_V = allowed_V
+        if len(self.stale_N):
+            usable_V = allowed_V.copy()
+            usable_V[self.stale_N] = False
+        num_items, usable = len(self.vocab), int(np.count_nonzero(usable_V))
         items_BK = np.zeros((len(query_BD), min(k, num_items)), dtype=np.int64)
         scores_BK = np.full(items_BK.shape, -np.inf, dtype=np.float32)
         todo = np.arange(len(query_BD))
@@ -286,11 +299,10 @@ class Snapshot:
         items_BK: np.ndarray,
         scores_BK: np.ndarray,
         hidden: list[set[int]],
-        allowed_V: np.ndarray | None,
+        allowed_V: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best of what the index found and of the items that it knows otherwise or not."""
-        among_V = self.available_V if allowed_V is None else allowed_V
-        stale_S = self.stale_N[among_V[self.stale_N]]
+        stale_S = self.stale_N[allowed_V[self.stale_N]]
         if not len(stale_S):
             return items_BK, scores_BK
         scores_BS = query_BD @ self.vectors(stale_S).T

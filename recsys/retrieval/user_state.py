@@ -1,6 +1,6 @@
 """A live user: the state of a model behind the events so far, and what was seen. One small size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,8 +82,7 @@ def after(now: Snapshot, state: UserState, event: Any, time: int | None) -> User
     check_owner(now, state)
     known, _ = now.vocab.encode([event])
     if not known:
-        counts = state.counts_B2 + torch.tensor([[0, 1]])
-        return UserState(state.layers, state.query_BD, state.seen_BN, counts, state.fingerprint)
+        return replace(state, counts_B2=state.counts_B2 + torch.tensor([[0, 1]]))
     item_B = torch.tensor(known, device=now.device)
     times_B = None if time is None else torch.tensor([time], device=now.device)
     query_BD, layers = model.step(item_B, state.layers, times_B)

@@ -14,21 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from untrained import random_model, write_run
 
 from recsys.batch import Batch
 from recsys.checkpoint import (
-    CONFIG,
-    WEIGHTS,
-    build_model,
     load_model,
     read_items,
-    write_items,
-    write_json,
-    write_tensors,
 )
-from recsys.config import to_dict
 from recsys.errors import InputError, WorkError
-from recsys.models.base import model_class
 from recsys.retrieval import Retriever
 from recsys.retrieval.faiss_index import (
     KINDS,
@@ -73,15 +66,8 @@ def queries(vectors: np.ndarray, number: int = 100) -> np.ndarray:
 
 def saved_run(run: Path, items: int = 40, name: str = "sasrec", seed: int = 0) -> Path:
     settings = {"dim": 8, "max_len": 4} if name == "sasrec" else {}
-    torch.manual_seed(seed)
-    model = build_model(name, settings, items)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    described = {"name": name, **to_dict(model_class(name).Config(**settings))}
-    write_json(run / CONFIG, {"model": described, "dataset": {"items": items}})
-    write_tensors(run / WEIGHTS, model.state_dict())
-    write_items(run, pa.table({"item": [f"i{item}" for item in range(1, items + 1)]}))
-    return run
+    catalogue = pa.table({"item": [f"i{item}" for item in range(1, items + 1)]})
+    return write_run(run, random_model(name, settings, items, seed), name, settings, catalogue)
 
 
 def both(run: Path, kind: str) -> tuple[Retriever, Retriever]:
@@ -608,6 +594,7 @@ class Lazy:
     """Looks for every second of the items that it is asked for."""
 
     index: Any
+    version: str | None = None
 
     def search(self, query_BD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         found, scores = self.index.search(query_BD, k)

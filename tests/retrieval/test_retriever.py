@@ -9,22 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from untrained import random_model, write_run
 
 from recsys.batch import Batch
 from recsys.checkpoint import (
     CONFIG,
     ITEMS,
     WEIGHTS,
-    build_model,
     load_model,
     read_items,
     write_items,
-    write_json,
     write_tensors,
 )
-from recsys.config import to_dict
 from recsys.errors import InputError
-from recsys.models.base import CountingModel, Recommender, model_class
+from recsys.models.base import CountingModel, Recommender
 from recsys.retrieval import Recommendations, Retriever
 from recsys.run import prepare, train
 
@@ -42,19 +40,11 @@ HISTORIES = [["007"], ["7", "+7"], ["", "ðŸŽ§", "null", "[b]", "B00A", "7"], ["Ã
 
 def saved_run(run: Path, catalogue: pa.Table, name: str = "sasrec") -> Path:
     """A run folder made by hand: random weights, or counts of one history through all items."""
-    torch.manual_seed(3)
     size, settings = catalogue.num_rows, SETTINGS[name]
-    model = build_model(name, settings, size)
+    model = random_model(name, settings, size, seed=3)
     if isinstance(model, CountingModel):
         model.fit(torch.arange(1, size + 1), torch.tensor([0, size]), torch.zeros(size))
-    else:
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter)
-    described = {"name": name, **to_dict(model_class(name).Config(**settings))}
-    write_json(run / CONFIG, {"model": described, "dataset": {"items": size}})
-    write_tensors(run / WEIGHTS, model.state_dict())
-    write_items(run, catalogue)
-    return run
+    return write_run(run, model, name, settings, catalogue)
 
 
 @pytest.fixture(scope="module")

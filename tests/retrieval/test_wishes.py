@@ -4,11 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from untrained import random_model, write_run
 
-from recsys.checkpoint import build_model, write_items, write_json, write_tensors
-from recsys.config import to_dict
 from recsys.errors import InputError
-from recsys.models.base import model_class
 from recsys.retrieval import Retriever
 from recsys.retrieval.index import build_run_index
 
@@ -28,15 +26,9 @@ CATALOGUE = pa.table(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wishes")
-    torch.manual_seed(5)
     settings = {"dim": 8, "max_len": 6}
-    model = build_model("sasrec", settings, SIZE)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    described = {"name": "sasrec", **to_dict(model_class("sasrec").Config(**settings))}
-    write_json(folder / "config.json", {"model": described, "dataset": {"items": SIZE}})
-    write_tensors(folder / "model.safetensors", model.state_dict())
-    write_items(folder, CATALOGUE)
+    model = random_model("sasrec", settings, SIZE, seed=5)
+    write_run(folder, model, "sasrec", settings, CATALOGUE)
     build_run_index(folder, "hnsw")
     return folder
 
