@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from recsys import options
+from recsys.data_commands import data_app
 from recsys.errors import InputError, Interrupted, WorkError
+from recsys.output import reporter_of_terminal, show
 
 app = typer.Typer(
     help="Sequential recommendation: from a raw interaction log to a retriever inside a service.",
@@ -16,83 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at data sources and prepare logs.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-
-@data_app.command("list")
-def data_list(as_json: options.Json = False) -> None:
-    """Name the sources that can be trained on by name."""
-    from recsys.data.sources import names
-    from recsys.eval import tables
-
-    _print({"sources": names()}, as_json, tables.sources)
-
-
-@data_app.command("prepare")
-def data_prepare(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A source name or a path.")],
-    out: Annotated[Path, typer.Option(help="The data set folder to write.")],
-    engine: Annotated[
-        Literal["duckdb", "spark"], typer.Option(help="What runs the preparation.")
-    ] = "duckdb",
-    min_user_events: Annotated[int | None, typer.Option(help="Shortest history kept.")] = None,
-    min_item_events: Annotated[int | None, typer.Option(help="Rarest item kept.")] = None,
-    duplicates: options.Duplicates = None,
-    user_column: options.UserColumn = None,
-    item_column: options.ItemColumn = None,
-    time_column: options.TimeColumn = None,
-    sessions: options.Sessions = None,
-    test: options.TestSet = None,
-    items: options.Items = None,
-    items_id_column: options.ItemsIdColumn = None,
-    as_json: options.Json = False,
-) -> None:
-    """Turn a log into a data set folder."""
-    from recsys import run
-    from recsys.config import from_dict
-    from recsys.data.info import describe
-    from recsys.data.prepare import DataConfig
-    from recsys.eval import tables
-
-    given = {
-        "min_user_events": min_user_events,
-        "min_item_events": min_item_events,
-        "duplicates": duplicates,
-        "user_column": user_column,
-        "item_column": item_column,
-        "time_column": time_column,
-        "sessions": sessions,
-        "test": test,
-        "items": items,
-        "items_id_column": items_id_column,
-    }
-    values = {name: value for name, value in given.items() if value is not None}
-    config = from_dict(DataConfig, values, "data")
-    dataset = run.prepare(source, out, config, engine=engine, reporter=_reporter())
-    _print(describe(dataset), as_json, tables.description)
-
-
-@data_app.command("info")
-def data_info(
-    data: options.DataArgument,
-    picture: Annotated[
-        Path | None, typer.Option(help="Where to draw the distributions (PNG).")
-    ] = None,
-    as_json: options.Json = False,
-) -> None:
-    """Counts, lengths, popularity, time range and fingerprint, as a table and a picture."""
-    from recsys import run
-    from recsys.data.info import describe, plot
-    from recsys.data.prepare import DataConfig
-    from recsys.eval import tables
-
-    reporter = _reporter()
-    dataset, folder = run.open_data(data, DataConfig(), reporter.line)
-    _print(describe(dataset), as_json, tables.description)
-    picture = picture or folder / "info.png"
-    plot(dataset, picture)
-    reporter.line(f"picture: {picture}")
 
 
 @app.command()
@@ -132,7 +58,7 @@ def train(
         {"data": {name: value for name, value in columns.items() if value is not None}},
         {} if item_vectors is None else {"model": {"item_vectors": item_vectors}},
     )
-    reporter = _reporter()
+    reporter = reporter_of_terminal()
     job = run.plan(
         model,
         data,
@@ -157,7 +83,7 @@ def train(
     if not run.is_main_process():
         return
     plot_training(job.run)
-    _print({**result, "run": str(job.run)}, as_json, tables.evaluation)
+    show({**result, "run": str(job.run)}, as_json, tables.evaluation)
     if not as_json:
         tables.examples(job.run, job.dataset)
 
@@ -187,11 +113,11 @@ def pretrain(
         seed=seed,
         resume=resume,
         device=device,
-        reporter=_reporter(),
+        reporter=reporter_of_terminal(),
         command=sys.argv,
     )
     if run.is_main_process():
-        _print({**result, "run": str(out)}, as_json, tables.evaluation)
+        show({**result, "run": str(out)}, as_json, tables.evaluation)
 
 
 @app.command("eval")
@@ -217,7 +143,7 @@ def evaluate(
 
     dataset = SequenceDataset.load(data) if data else None
     result = evaluate_run(folder, part, _numbers(ks), seen, through, dataset=dataset, device=device)
-    _print(result, as_json, tables.evaluation)
+    show(result, as_json, tables.evaluation)
 
 
 @app.command()
@@ -235,7 +161,7 @@ def compare(
 
     dataset = SequenceDataset.load(data) if data else None
     result = compare_runs(folders, _numbers(ks), seen, dataset=dataset)
-    _print(result, as_json, tables.comparison)
+    show(result, as_json, tables.comparison)
 
 
 @app.command()
@@ -250,7 +176,7 @@ def index(
     from recsys.eval import tables
     from recsys.retrieval.index import build_run_index
 
-    _print(build_run_index(folder, kind), as_json, tables.index)
+    show(build_run_index(folder, kind), as_json, tables.index)
 
 
 @app.command()
@@ -274,7 +200,7 @@ def export(
     from recsys.export import export_run
 
     dataset = SequenceDataset.load(data) if data else None
-    _print(export_run(folder, form, out, int8, dataset=dataset), as_json, tables.export)
+    show(export_run(folder, form, out, int8, dataset=dataset), as_json, tables.export)
 
 
 @app.command()
@@ -307,12 +233,58 @@ def recommend(
         words = next(csv.reader([history], skipinitialspace=True), [])  # an id may hold a comma
         raw = [retriever.vocab.parse(text.strip()) for text in words if text.strip()]
         found = retriever.recommend(raw, k, exclude_seen=seen != "keep")
-        _print(batch.as_record(found), as_json, tables.recommendations)
+        show(batch.as_record(found), as_json, tables.recommendations)
     elif history is None and all_users and out is not None:
         if report := batch.recommend_all(folder, retriever, out, k, data, seen, through):
-            _print(report, as_json, tables.pairs)
+            show(report, as_json, tables.pairs)
     else:
         raise InputError("recommend takes --history ID,ID,… or --all-users --out FILE.parquet")
+
+
+@app.command()
+def serve(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN [RUN …]", help="Run folders; the first is asked.")
+    ],
+    port: Annotated[int, typer.Option(help="TCP port; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML: lists of API keys, read and admin.")
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keeps changes across restarts.")
+    ] = None,
+    redis: Annotated[
+        str | None,
+        typer.Option(metavar="URL", envvar="RECSYS_REDIS", help="Keeps states of users."),
+    ] = None,
+    watch: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="How often to look for newer runs.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 10.0,
+    max_waiting: Annotated[int, typer.Option(help="Requests at work at a time.")] = 256,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request.")] = 1_000_000,
+    threads: Annotated[int, typer.Option(help="Torch's threads.")] = 1,
+    log_users: Annotated[bool, typer.Option("--log-users", help="Name users in the log.")] = False,
+) -> None:
+    """Answer over HTTP, with a page to try the models on."""
+    from recsys.retrieval.service import ServiceConfig
+    from recsys.retrieval.service import serve as serve_runs
+
+    config = ServiceConfig(
+        host=host,
+        port=port,
+        keys=keys,
+        journal=journal,
+        redis=redis,
+        watch_s=watch,
+        timeout_s=timeout,
+        max_waiting=max_waiting,
+        max_body=max_body,
+        threads=threads,
+        log_users=log_users,
+    )
+    serve_runs(folders, config)
 
 
 @app.command()
@@ -321,7 +293,7 @@ def models(as_json: options.Json = False) -> None:
     from recsys.eval import tables
     from recsys.models.base import model_list
 
-    _print({"models": model_list()}, as_json, tables.catalogue)
+    show({"models": model_list()}, as_json, tables.catalogue)
 
 
 @app.command()
@@ -330,7 +302,7 @@ def losses(as_json: options.Json = False) -> None:
     from recsys.eval import tables
     from recsys.training.losses import loss_list
 
-    _print({"losses": loss_list()}, as_json, tables.catalogue)
+    show({"losses": loss_list()}, as_json, tables.catalogue)
 
 
 @app.command()
@@ -339,7 +311,7 @@ def recipes(as_json: options.Json = False) -> None:
     from recsys import recipes as folder
     from recsys.eval import tables
 
-    _print({"recipes": folder.recipe_list()}, as_json, tables.catalogue)
+    show({"recipes": folder.recipe_list()}, as_json, tables.catalogue)
 
 
 @app.command()
@@ -348,7 +320,7 @@ def kernels(as_json: options.Json = False) -> None:
     from recsys.eval import tables
     from recsys.kernels.survey import survey
 
-    _print(survey(), as_json, tables.kernels)
+    show(survey(), as_json, tables.kernels)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -367,21 +339,6 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(error: Exception, code: int) -> None:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(code)
-
-
-def _reporter() -> Any:
-    from recsys.training.watch import PlainReporter, TerminalReporter
-
-    return TerminalReporter() if sys.stderr.isatty() else PlainReporter()
-
-
-def _print(result: dict[str, Any], as_json: bool, table: Any) -> None:
-    if as_json:
-        import json
-
-        print(json.dumps(result, allow_nan=False))
-    else:
-        table(result)
 
 
 def _numbers(text: str) -> list[int]:

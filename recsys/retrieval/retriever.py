@@ -88,6 +88,11 @@ class Retriever:
         return self._now.model.max_len
 
     @property
+    def fingerprint(self) -> str:
+        """Of the weights that answer; states of users belong to them."""
+        return self._now.fingerprint
+
+    @property
     def items(self) -> pa.Table:
         """The catalogue: row i-1 is item i, removed ones included."""
         return self._now.catalogue

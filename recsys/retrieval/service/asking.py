@@ -1,0 +1,115 @@
+"""Routes that ask: for recommendations, similar items and the catalogue."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.service import bodies
+from recsys.retrieval.service.access import Here, reads, served
+from recsys.retrieval.service.service import Service
+from recsys.retrieval.snapshot import Recommendations
+
+router = APIRouter(dependencies=[Depends(reads)])
+Words = Annotated[str, Query(max_length=200)]
+K = Annotated[int, Query(ge=1, le=1000)]
+Name = Annotated[str | None, Query(description="A served model; the first if not given.")]
+
+
+@router.post("/recommend")
+async def recommend(question: bodies.Question, request: Request, service: Here) -> bodies.Answer:
+    """The k best items after a history, or for a user whose events were reported."""
+    model = served(service, question.model)
+    conditions = question.conditions()
+    because = None
+    if question.history is not None:
+        found = await model.batcher.ask(question.history, question.times, conditions)
+        if question.reasons:
+            because = await service.in_thread(lambda: _because(model.retriever, question, found))
+    else:
+        user = str(question.user)
+
+        def from_state() -> Recommendations:
+            state = service.state(model, user)
+            return model.retriever.recommend_from_state(state, **conditions.as_arguments())
+
+        found = await service.in_thread(from_state)
+    service.metrics.list(model.name, found)
+    _log(request, service, question.user, model=model.name, items=len(found.items))
+    return bodies.answer(model.name, found, because)
+
+
+@router.post("/recommend/batch")
+async def recommend_batch(
+    questions: bodies.Questions, request: Request, service: Here
+) -> bodies.Answers:
+    """A list for each of several histories."""
+    model = served(service, questions.model)
+    arguments = questions.conditions().as_arguments()
+    found = await service.in_thread(
+        lambda: model.retriever.recommend_batch(
+            questions.histories, times=questions.times, **arguments
+        )
+    )
+    for one in found:
+        service.metrics.list(model.name, one)
+    _log(request, service, None, model=model.name, lists=len(found))
+    return bodies.Answers(lists=[bodies.answer(model.name, one, None) for one in found])
+
+
+@router.get("/similar")
+async def similar(
+    item: Annotated[str, Query(max_length=1000, examples=["B0SMPL0001"])],
+    service: Here,
+    k: K = 10,
+    filters: Annotated[str | None, Query(max_length=2000)] = None,
+    model: Name = None,
+) -> bodies.Answer:
+    """The items with the most similar vectors; scores are cosines."""
+    asked = served(service, model)
+    retriever = asked.retriever
+    found = await service.in_thread(
+        lambda: retriever.similar_items(retriever.vocab.parse(item), k, filters=filters)
+    )
+    return bodies.answer(asked.name, found, None)
+
+
+@router.get("/items")
+async def items(
+    service: Here,
+    search: Words = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+    model: Name = None,
+) -> bodies.ItemsFound:
+    """Items whose title or id holds all the words, most frequent first."""
+    retriever = served(service, model).retriever
+    found = await service.in_thread(lambda: retriever.find_items(search, limit, offset))
+    return bodies.ItemsFound(
+        total=found.total,
+        items=[
+            bodies.ItemFound(id=i.item, title=i.title, available=i.available, count=i.count)
+            for i in found.items
+        ],
+    )
+
+
+def _because(
+    retriever: Retriever, question: bodies.Question, found: Recommendations
+) -> list[bodies.Because | None]:
+    """What stands behind each item of a list."""
+    history = question.history or []
+    reasons = retriever.reasons(history, found.items, times=question.times)
+    return [
+        None
+        if reason is None
+        else bodies.Because(id=reason.item, title=reason.title, gain=reason.gain)
+        for reason in reasons
+    ]
+
+
+def _log(request: Request, service: Service, user: str | None, **fields: Any) -> None:
+    """Fields for the line that the request leaves in the log."""
+    if user is not None and service.config.log_users:
+        fields["user"] = user
+    request.scope["recsys_log"] = fields

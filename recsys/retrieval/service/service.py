@@ -1,0 +1,193 @@
+"""Service: the models that are served, the states of their users, and the threads they work in."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from recsys.errors import InputError
+from recsys.retrieval.reload import Reload, Watch
+from recsys.retrieval.retriever import Retriever
+from recsys.retrieval.service.batcher import Batcher
+from recsys.retrieval.service.config import ServiceConfig
+from recsys.retrieval.service.keys import read_keys
+from recsys.retrieval.service.logs import say
+from recsys.retrieval.service.metrics import Metrics, Serving
+from recsys.retrieval.stores import MemoryStore, RedisStore, StateStore, changed
+from recsys.retrieval.user_state import UserState
+
+T = TypeVar("T")
+THREADS = 4
+"""For all that is not gathered into batches."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A run that is served."""
+
+    name: str
+    """Of its folder."""
+    place: Path
+    """Where a newer run may appear."""
+    retriever: Retriever
+    """What answers."""
+    batcher: Batcher
+    """What gathers questions."""
+
+
+class Service:
+    """Everything that lives as long as the service does; `close` it in the end."""
+
+    def __init__(
+        self, models: dict[str, Served], store: StateStore, config: ServiceConfig, metrics: Metrics
+    ):
+        """`Service.open` is the way to one. The first model is the default."""
+        self.models = models
+        self.store = store
+        self.config = config
+        self.metrics = metrics
+        self.keys = None if config.keys is None else read_keys(config.keys)
+        self.default = next(iter(models.values()))
+        self.stopping = False
+        self.waiting = 0
+        self._changing = asyncio.Lock()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="recsys-service")
+        self._watches: list[Watch] = []
+        metrics.registry.register(Serving(self.versions))
+
+    @classmethod
+    def open(cls, runs: Sequence[Path], config: ServiceConfig) -> "Service":
+        """Load all runs. InputError where one cannot be served."""
+        names = [run.absolute().name for run in runs]
+        if len(set(names)) != len(names):
+            raise InputError(f"each run is served under its folder's name: {', '.join(names)}")
+        if config.keys is not None:
+            read_keys(config.keys)  # before minutes go into loading
+        store = MemoryStore() if config.redis is None else RedisStore(config.redis)
+        metrics = Metrics()
+        models: dict[str, Served] = {}
+        try:
+            for name, run in zip(names, runs, strict=True):
+                journal = None if config.journal is None else config.journal / f"{name}.journal"
+                retriever = Retriever.load(run, threads=config.threads, journal=journal)
+                _warm(retriever)
+                batcher = Batcher(retriever, _sized(metrics, name))
+                models[name] = Served(name, run, retriever, batcher)
+        except BaseException:
+            for served in models.values():
+                served.retriever.close()
+            raise
+        return cls(models, store, config, metrics)
+
+    def watch(self) -> None:
+        """Look for newer runs from now on, if that is asked for."""
+        if self.config.watch_s is None:
+            return
+        for served in self.models.values():
+
+            def reload(run: Path, served: Served = served) -> Reload:
+                return self.reload(served)
+
+            self._watches.append(Watch(served.place, self.config.watch_s, reload))
+
+    def close(self) -> None:
+        """End what is at work, then let others have the journals."""
+        for watch in self._watches:
+            watch.stop()
+        self._threads.shutdown(wait=True)
+        for served in self.models.values():
+            served.batcher.close()
+            served.retriever.close()
+        if isinstance(self.store, RedisStore):
+            self.store.close()
+
+    def versions(self) -> dict[str, dict[str, Any]]:
+        """What serves, by name."""
+        return {name: served.retriever.version() for name, served in self.models.items()}
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """What a function returns that may take its time."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def change(
+        self, what: str, change: Callable[[Retriever], dict[str, Any]]
+    ) -> tuple[dict[str, dict[str, Any]], str | None]:
+        """(what each model makes of a change of the catalogue, why some refused it, if they did).
+
+        Changes are made one after another, in the same order in every model.
+        """
+
+        def made() -> tuple[dict[str, dict[str, Any]], str | None]:
+            results: dict[str, dict[str, Any]] = {}
+            refusals = []
+            for name, served in self.models.items():
+                try:
+                    results[name] = change(served.retriever)
+                except InputError as error:
+                    results[name] = {"error": str(error)}
+                    refusals.append(f"{name}: {error}")
+            return results, "; ".join(refusals) or None
+
+        async with self._changing:
+            results, refused = await self.in_thread(made)
+        say("catalogue", change=what, models=results)
+        return results, refused
+
+    def reload(self, served: Served) -> Reload:
+        """Take over the run that lies in a place now."""
+        result = served.retriever.reload(served.place)
+        self.metrics.reload(served.name, result.took_over)
+        say(
+            "reload",
+            model=served.name,
+            took_over=result.took_over,
+            reason=result.reason,
+            model_version=result.model_version,
+            dropped=result.dropped,
+            seconds=result.seconds,
+        )
+        return result
+
+    def state(self, served: Served, user: str) -> UserState:
+        """Of a user, in the model that serves; the state before the first event for a new one."""
+        stored = self.store.get(user, served.retriever.fingerprint)
+        if stored is None:
+            return served.retriever.init_state()
+        return served.retriever.state_from_bytes(stored.data)
+
+    def take(
+        self, served: Served, user: str, events: Sequence[tuple[Any, int | None]]
+    ) -> UserState:
+        """The state of a user after more events, which is stored."""
+        retriever = served.retriever
+        while True:
+            model = retriever.fingerprint
+            after: list[UserState] = []
+
+            def change(data: bytes | None, after: list[UserState] = after) -> bytes:
+                state = retriever.init_state() if data is None else retriever.state_from_bytes(data)
+                for item, time in events:
+                    state = retriever.update(state, item, time=time)
+                after.append(state)
+                return state.to_bytes()
+
+            try:
+                changed(self.store, user, model, change)
+            except InputError:
+                if retriever.fingerprint == model:
+                    raise
+                continue  # another model took over meanwhile, and the state is begun anew in it
+            if after[-1].fingerprint == model:
+                return after[-1]
+
+
+def _warm(retriever: Retriever) -> None:
+    """Ask once, so that no user waits for what Python loads at the first question."""
+    some = retriever.vocab.raw_ids[:1].to_pylist()
+    retriever.recommend(some, filters="item is not null")
+
+
+def _sized(metrics: Metrics, name: str) -> Callable[[int], None]:
+    return lambda size: metrics.batch(name, size)
