@@ -12,8 +12,8 @@ bearer = HTTPBearer(auto_error=False, description="An API key, where the service
 Given = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 
-def service_of(request: Request) -> Service:
-    """The service that a request came to."""
+async def service_of(request: Request) -> Service:
+    """The service that a request came to; async, as FastAPI calls others in a thread."""
     return cast(Service, request.app.state.service)
 
 

@@ -1,6 +1,7 @@
 """Guard: what stands before every request: limits, timeouts, logs and metrics."""
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
@@ -40,6 +41,7 @@ class Guard:
     def __init__(self, app: Application, service: Service):
         self._app = app
         self._service = service
+        self._process, self._numbers = secrets.token_hex(4), itertools.count(1)
         config = service.config
         # A page of another site may have a browser ask a service of its own machine, under a name
         # that leads there. Without keys nothing else tells it from the engineer.
@@ -51,7 +53,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        exchange = _Exchange(receive, send, self._service.config.max_body)
+        number = f"{self._process}-{next(self._numbers)}"
+        exchange = _Exchange(number, receive, send, self._service.config.max_body)
         self._service.waiting += 1
         try:
             await self._answered(scope, exchange)
@@ -114,8 +117,8 @@ class Guard:
 class _Exchange:
     """One request's two directions, counted."""
 
-    def __init__(self, receive: Receive, send: Send, max_body: int):
-        self.id = secrets.token_hex(8)
+    def __init__(self, number: str, receive: Receive, send: Send, max_body: int):
+        self.id = number
         self.status = 0
         self._receive, self._send = receive, send
         self._left = max_body
