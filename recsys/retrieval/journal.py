@@ -57,7 +57,8 @@ class Journal:
     def __init__(self, path: str | Path):
         """Read the changes of a file, or begin one.
 
-        InputError where another process has it open, or a line before the last is damaged.
+        InputError where another process has it open, the file is none, or a line before the last
+        is damaged.
         """
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,14 +109,22 @@ class Journal:
     def _read(self) -> Changes:
         self._file.seek(0)
         data = self._file.read()
+        header = _line(HEADER)
+        if header.startswith(data):  # new, or a crash cut the first write
+            os.truncate(self.path, 0)
+            self._file.write(header)
+            os.fsync(self._file.fileno())
+            return Changes()
+        if not data.startswith(header):
+            raise InputError(f"{self.path} is no journal of a catalogue: name another file")
         whole = data.rfind(b"\n") + 1
-        lines = data[:whole].splitlines(keepends=True)
-        changes, end = Changes(), 0
-        for number, line in enumerate(lines, start=1):
+        lines = data[len(header) : whole].splitlines(keepends=True)
+        changes, end = Changes(), len(header)
+        for number, line in enumerate(lines, start=2):
             change = _parsed(line)
-            if change is None and number == len(lines):
+            if change is None and number == len(lines) + 1:
                 break
-            if change is None or (number == 1 and change != HEADER):
+            if change is None:
                 raise InputError(
                     f"{self.path} line {number} is damaged: restore the file, or remove it and"
                     " send the changes of the catalogue again"
@@ -124,9 +133,6 @@ class Journal:
             end += len(line)
         if end < len(data):
             os.truncate(self.path, end)
-        if end == 0:
-            self._file.write(_line(HEADER))
-            os.fsync(self._file.fileno())
         return changes
 
 

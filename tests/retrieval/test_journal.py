@@ -83,12 +83,13 @@ def test_a_damaged_line_before_the_last_is_named_and_nothing_is_changed(tmp_path
     assert path.read_bytes() == data
 
 
-def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("milk\nbread\n")
-    with pytest.raises(InputError, match="line 1 is damaged"):
+@pytest.mark.parametrize("text", ["milk\n", "milk", "milk\nbread\n", '{"recsys_journal": 1}\n'])
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path: Path, text: str):
+    path = tmp_path / "shopping.txt"
+    path.write_text(text)
+    with pytest.raises(InputError, match="is no journal of a catalogue"):
         Journal(path)
-    assert path.read_text() == "milk\nbread\n"
+    assert path.read_text() == text
 
 
 def test_two_processes_do_not_write_one_journal(tmp_path):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from fastapi import HTTPException
 from starlette.responses import JSONResponse
 
 from recsys.retrieval.service.config import LOOPBACK
@@ -29,10 +30,6 @@ HEADERS = [
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
 ]
-
-
-class TooLarge(Exception):
-    """A body is longer than the service takes."""
 
 
 class Guard:
@@ -87,9 +84,6 @@ class Guard:
             return
         except TimeoutError:
             status, error = 504, f"not answered within {self._service.config.timeout_s:g} s"
-        except TooLarge:
-            limit = self._service.config.max_body
-            status, error = 413, f"a body has at most {limit:,} bytes"
         except Exception:
             status, error = 500, f"the service failed; its log says how, under {exchange.id}"
             say("failure", logging.ERROR, id=exchange.id)
@@ -106,8 +100,7 @@ class Guard:
             error = f"without keys the service is asked as one of {names}"
             return JSONResponse({"error": error}, 403)
         if int(_digits(headers.get(b"content-length", b"0"))) > self._service.config.max_body:
-            limit = self._service.config.max_body
-            return JSONResponse({"error": f"a body has at most {limit:,} bytes"}, 413)
+            return JSONResponse({"error": _too_long(self._service.config.max_body)}, 413)
         if self._service.waiting > self._service.config.max_waiting and scope["path"] not in ALWAYS:
             error = "too many requests are at work"
             return JSONResponse({"error": error}, 503, {"retry-after": "1"})
@@ -121,13 +114,13 @@ class _Exchange:
         self.id = number
         self.status = 0
         self._receive, self._send = receive, send
-        self._left = max_body
+        self._left = self._max_body = max_body
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            raise TooLarge
+            raise HTTPException(413, _too_long(self._max_body))
         return message
 
     async def send(self, message: Message) -> None:
@@ -136,6 +129,10 @@ class _Exchange:
             headers = [*message["headers"], *HEADERS, (b"x-request-id", self.id.encode())]
             message = {**message, "headers": headers}
         await self._send(message)
+
+
+def _too_long(max_body: int) -> str:
+    return f"a body has at most {max_body:,} bytes"
 
 
 def _host(header: bytes) -> str:

@@ -1,0 +1,179 @@
+"""Events, the catalogue and the models, changed while the service serves."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from recsys.errors import InputError
+from recsys.retrieval import Retriever
+from recsys.retrieval.service.config import ServiceConfig
+from recsys.retrieval.service.service import Service
+
+CREAMS = ["cream-1", "cream-2"]
+NEW = [
+    {"item": "cream-new", "title": "shiny cream"},
+    {"item": "hose-new", "title": "shiny hose"},
+]
+
+
+def all_items(client: TestClient, **more: object) -> list[str]:
+    body = {"history": CREAMS, "k": 100, "exclude_seen": False, **more}
+    return [item["id"] for item in client.post("/recommend", json=body).json()["items"]]
+
+
+def report(client: TestClient, user: str, *items: str, model: str = "gru") -> dict:
+    body = {"user": user, "events": [{"item": item} for item in items], "model": model}
+    answer = client.post("/events", json=body)
+    assert answer.status_code == 200
+    return answer.json()
+
+
+def test_a_user_whose_events_were_reported_is_answered_as_the_history_is(client: TestClient):
+    assert report(client, "ann", "lamp-1", "unheard of")["unknown"] == 1
+    taken = report(client, "ann", "lamp-2")
+    assert (taken["events"], taken["unknown"]) == (2, 1)
+    by_user = client.post("/recommend", json={"user": "ann", "k": 5, "model": "gru"}).json()
+    by_history = {"history": ["lamp-1", "lamp-2"], "k": 5, "model": "gru"}
+    wanted = client.post("/recommend", json=by_history).json()
+    assert [item["id"] for item in by_user["items"]] == [item["id"] for item in wanted["items"]]
+    assert by_user["model_version"] == taken["model_version"]
+
+
+def test_a_user_without_events_is_answered_by_popularity(client: TestClient):
+    assert client.post("/recommend", json={"user": "new"}).json()["fallback"] == "popularity"
+
+
+def test_a_user_is_forgotten_in_every_model(client: TestClient):
+    for model in ("gru", "text"):
+        report(client, "bob", "lamp-1", model=model)
+    assert client.delete("/users/bob").json() == {"forgotten": True}
+    for model in ("gru", "text"):
+        body = client.post("/recommend", json={"user": "bob", "model": model}).json()
+        assert body["fallback"] == "popularity"
+        assert report(client, "bob", "lamp-1", model=model)["events"] == 1
+
+
+def test_events_that_come_together_are_all_counted(client: TestClient):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: report(client, "eve", f"soap-{n % 6}"), range(40)))
+    assert report(client, "eve", "soap-0")["events"] == 41
+
+
+def test_items_come_and_go(client: TestClient):
+    removed = client.post("/items/remove", json={"ids": ["lamp-0", "unheard of"]})
+    assert removed.json() == {"models": {"text": {"known": 1}, "gru": {"known": 1}}}
+    closed = client.post("/items/availability", json={"ids": ["lamp-1"], "available": False})
+    assert closed.status_code == 200
+    for model in ("text", "gru"):
+        assert not {"lamp-0", "lamp-1"} & set(all_items(client, model=model))
+    client.post("/items/availability", json={"ids": ["lamp-1"], "available": True})
+    assert "lamp-1" in all_items(client)
+    assert client.get("/version").json()["models"]["text"]["available"] == 23
+
+
+def test_new_items_are_served_by_the_models_that_read_text(client: TestClient, opened, shop):
+    alone = opened(shop / "text")
+    answer = alone.post("/items", json={"items": NEW})
+    assert answer.json() == {"models": {"text": {"new": 2}}}
+    assert all_items(alone).index("cream-new") < all_items(alone).index("hose-new")
+    both = client.post("/items", json={"items": NEW})
+    assert both.status_code == 422
+    assert both.json()["models"]["text"] == {"new": 2}
+    assert "gru: " in both.json()["error"]
+    assert "cream-new" in all_items(client)
+    assert "cream-new" not in all_items(client, model="gru")
+
+
+@pytest.mark.parametrize(
+    ("items", "error"),
+    [
+        ([], "items: List should have at least 1"),
+        ([{"title": "x"}], "item"),
+        ([{"item": "a", "title": "x"}, {"item": "b"}], "the same columns"),
+        ([{"item": "a", "title": "x"}, {"item": 7, "title": "x"}], "disagree on a column"),
+        ([{"item": 2**70, "title": "x"}], ""),
+        ([{"item": "a", "title": {"deep": 1}}], "items.0.title"),
+    ],
+    ids=["none", "no id", "columns", "kinds", "long number", "deep"],
+)
+def test_items_that_cannot_be_taken_change_nothing(opened, shop, items: list, error: str):
+    client = opened(shop / "text")
+    before = client.get("/version").json()
+    answer = client.post("/items", json={"items": items})
+    assert answer.status_code == 422
+    assert error in json.dumps(answer.json())
+    assert client.get("/version").json() == before
+
+
+def test_changes_are_kept_in_a_journal_of_each_model(opened, shop: Path, tmp_path: Path):
+    first = opened(journal=tmp_path / "live")
+    first.post("/items/remove", json={"ids": ["lamp-0"]})
+    assert first.post("/items/compact").json() == {"models": {"text": {}, "gru": {}}}
+    first.app.state.service.close()
+    again = opened(shop / "gru", journal=tmp_path / "live")
+    assert "lamp-0" not in all_items(again)
+
+
+def test_a_journal_is_let_go_where_another_run_cannot_be_opened(shop: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="nowhere"):
+        Service.open([shop / "gru", tmp_path / "nowhere"], ServiceConfig(journal=tmp_path))
+    Retriever.load(shop / "gru", journal=tmp_path / "gru.journal").close()
+
+
+def test_a_run_in_the_same_place_is_taken_over_and_a_bad_one_refused(
+    opened, shop: Path, tmp_path: Path
+):
+    place = tmp_path / "now"
+    place.symlink_to(shop / "gru")
+    client = opened(place)
+    old = client.get("/version").json()["models"]["now"]["fingerprint"]
+    report(client, "ann", "lamp-1", model="now")
+    place.unlink()
+    shutil.copytree(shop / "text", tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"no weights")
+    place.symlink_to(tmp_path / "broken")
+    refused = client.post("/reload", json={})
+    assert refused.status_code == 409
+    assert refused.json()["model_version"] == old[:12]
+    assert "refused: " in refused.json()["error"]
+    assert report(client, "ann", "lamp-2", model="now")["events"] == 2
+    place.unlink()
+    place.symlink_to(shop / "text")
+    taken = client.post("/reload", json={"model": "now"}).json()
+    assert (taken["took_over"], taken["reason"]) == (True, None)
+    assert taken["model_version"] != old[:12]
+    assert report(client, "ann", "lamp-1", model="now")["events"] == 1
+    lines = client.get("/metrics").text.splitlines()
+    assert 'recsys_reloads_total{model="now",took_over="false"} 1.0' in lines
+    assert 'recsys_reloads_total{model="now",took_over="true"} 1.0' in lines
+
+
+def test_two_runs_of_one_name_are_refused(shop: Path, tmp_path: Path):
+    shutil.copytree(shop / "gru", tmp_path / "gru")
+    with pytest.raises(InputError, match="under its folder's name: gru, gru"):
+        Service.open([shop / "gru", tmp_path / "gru"], ServiceConfig())
+
+
+def test_a_model_that_takes_no_single_events_says_so(opened, shop: Path, tmp_path: Path):
+    from untrained import log, saved_run
+
+    from recsys.run import prepare
+
+    dataset = prepare(log(), tmp_path / "data")
+    run = saved_run(tmp_path / "popular", dataset, tmp_path / "data", "popular")
+    client = opened(run)
+    assert client.post("/recommend", json={"history": ["i1"], "k": 2}).status_code == 200
+    for path, body in (
+        ("/events", {"user": "u", "events": [{"item": "i1"}]}),
+        ("/recommend", {"user": "u"}),
+    ):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 422
+        assert "does not take events one by one" in answer.json()["error"]
+    similar = client.get("/similar", params={"item": "i1"})
+    assert similar.status_code == 422
