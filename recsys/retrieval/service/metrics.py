@@ -100,13 +100,15 @@ class Metrics:
 
 
 class Serving(Collector):
-    """What serves now: items, available ones and versions, asked for at each reading."""
+    """What serves now: items, available ones, versions and waiting requests, asked for at each
+    reading."""
 
-    def __init__(self, versions: Versions):
+    def __init__(self, versions: Versions, waiting: Callable[[], int]):
         self._versions = versions
+        self._waiting = waiting
 
     def collect(self) -> list[Metric]:
-        """Gauges by model."""
+        """Gauges."""
         items = GaugeMetricFamily("recsys_items", "Items of the catalogue.", labels=["model"])
         available = GaugeMetricFamily(
             "recsys_items_available", "Items that may be recommended.", labels=["model"]
@@ -122,4 +124,7 @@ class Serving(Collector):
             index = version["index"] or ""
             labels = [name, version["model"], version["fingerprint"][:12], index]
             info.add_metric(labels, 1)
-        return [items, available, info]
+        waiting = GaugeMetricFamily(
+            "recsys_waiting", "Requests at work, this one too.", value=self._waiting()
+        )
+        return [items, available, info, waiting]

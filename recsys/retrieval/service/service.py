@@ -55,7 +55,7 @@ class Service:
         self._changing = asyncio.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="recsys-service")
         self._watches: list[Watch] = []
-        metrics.registry.register(Serving(self.versions))
+        metrics.registry.register(Serving(self.versions, lambda: self.waiting))
 
     @classmethod
     def open(cls, runs: Sequence[Path], config: ServiceConfig) -> "Service":
