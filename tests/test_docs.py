@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
@@ -32,7 +33,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def run_commands(text: str) -> None:
+@pytest.fixture
+def background() -> Iterator[list[subprocess.Popen[str]]]:
+    """What a page leaves running, until its end."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.terminate()
+        with process:
+            process.wait(timeout=30)
+
+
+def start(line: str) -> subprocess.Popen[str]:
+    """A service, once it says that it serves."""
+    command = [sys.executable, "-m", "recsys.cli", *shlex.split(line)[1:-1]]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert '"serving"' in process.stderr.readline()
+    return process
+
+
+def run_commands(text: str, background: list[subprocess.Popen[str]]) -> None:
     """Each line of `recsys …` in this process, which is quick; those of anything else by sh."""
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
     for ours, some in groupby(lines, lambda line: line.startswith("recsys ")):
@@ -40,6 +61,9 @@ def run_commands(text: str) -> None:
             subprocess.run(["sh", "-e", "-c", "\n".join(some)], check=True, capture_output=True)
             continue
         for line in some:
+            if line.endswith(" &"):
+                background.append(start(line))
+                continue
             with pytest.raises(SystemExit) as left:
                 main(shlex.split(line, comments=True)[1:])
             assert not left.value.code, line
@@ -49,7 +73,11 @@ def run_commands(text: str) -> None:
     "page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name
 )
 def test_a_page_of_the_documentation_works_from_top_to_bottom(
-    page: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    background: list[subprocess.Popen[str]],
 ):
     monkeypatch.setenv("RECSYS_CACHE", str(cache))
     monkeypatch.delenv("RECSYS_DATA", raising=False)
@@ -59,7 +87,7 @@ def test_a_page_of_the_documentation_works_from_top_to_bottom(
     names: dict[str, object] = {"__name__": "__main__"}
     for language, text in blocks(page):
         if language == "sh":
-            run_commands(text)
+            run_commands(text, background)
         else:
             exec(compile(text, str(page), "exec"), names)
 
