@@ -218,7 +218,10 @@ class ReadsTexts(Protocol):
 
 
 class CountingModel(Recommender):
-    """A baseline that is fitted by counting instead of by gradient steps."""
+    """A baseline that is fitted by counting instead of by gradient steps.
+
+    Its scorer also takes histories of no items, of length 0.
+    """
 
     max_len = 1_000_000
 

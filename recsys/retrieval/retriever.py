@@ -18,7 +18,9 @@ from recsys.retrieval import user_state
 from recsys.retrieval.answers import Score, alike, answers, answers_to_batch, popular, wish_of
 from recsys.retrieval.catalogue import Catalogue
 from recsys.retrieval.histories import batch_of, encoded, times_of_known
+from recsys.retrieval.lookup import Found
 from recsys.retrieval.opening import Through, opened
+from recsys.retrieval.reasons import Reason, reasons
 from recsys.retrieval.reload import Reload, Watch, attempt, self_test
 from recsys.retrieval.snapshot import Recommendations, Snapshot
 from recsys.retrieval.user_state import UserState
@@ -235,6 +237,27 @@ class Retriever:
             raise InputError(f"item {item!r} is not in the catalogue")
         wish = wish_of(now, k, exclude, True, allow, filters, 0.0, "product")
         return alike(now, known[0], wish)
+
+    def reasons(
+        self, history: Sequence[Any], items: Sequence[Any], *, times: Sequence[int] | None = None
+    ) -> list[Reason | None]:
+        """Why each of `items` (raw ids) is recommended after a history: the one event without which
+        its score falls most, the score being what `recommend` gives it by exact search.
+
+        The latest 50 events that the model sees are tried, in one batch. None where no event's
+        absence lowers the score, and where the history holds no known item. InputError for an
+        unknown item in `items`.
+        """
+        return reasons(self._now, history, items, times)
+
+    def find_items(self, search: str = "", limit: int = 20, offset: int = 0) -> Found:
+        """Items whose title or id holds every word of `search` in any case, as plain text: the
+        `limit` behind the first `offset`, most frequent in training first.
+
+        Removed items are not found; unavailable ones are, and say so.
+        """
+        now = self._now
+        return now.lookup.found(search, limit, offset, now.removed_V, now.available_V)
 
     def titles(self, raw_ids: Sequence[Any]) -> list[str | None]:
         """Titles of raw ids; None where there is none."""

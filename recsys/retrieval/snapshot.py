@@ -17,6 +17,7 @@ from recsys.errors import InputError
 from recsys.models.base import Recommender, SequenceModel
 from recsys.retrieval.filters import passing
 from recsys.retrieval.index import Index
+from recsys.retrieval.lookup import Lookup
 
 FILTERS_KEPT = 256
 """Distinct filter expressions whose items are remembered."""
@@ -108,6 +109,7 @@ class Snapshot:
         counts = catalogue["count"].to_pylist() if counted else [0] * size
         self._popularity_V = torch.from_numpy(np.concatenate([[0], counts]).astype(np.float32))
         self._popularity_V = self._popularity_V.to(self.device)
+        self.lookup = Lookup(catalogue)
         self._filters: dict[str, np.ndarray] = {}
         self._filtering = threading.Lock()
         self._vectors_VD: Tensor | None = None
@@ -196,6 +198,14 @@ class Snapshot:
         if not isinstance(self.model, SequenceModel):
             raise InputError(f"{type(self.model).__name__} has no queries")
         return self.model.query(batch.to(self.device)).float()
+
+    @torch.inference_mode()
+    def scores(self, batch: Batch, items_N: np.ndarray) -> np.ndarray:
+        """float32 [B, N] the scores of some items alone, exact also where there is an index."""
+        chosen_N = torch.from_numpy(items_N).to(self.device)
+        if isinstance(self.model, SequenceModel):
+            return (self.query(batch) @ self.vectors_VD[chosen_N].T).cpu().numpy()
+        return self._scorer(batch.to(self.device))[:, chosen_N].cpu().numpy()
 
     @torch.inference_mode()
     def similar(

@@ -14,6 +14,7 @@ from shops import NEW, SMALL, shop_folder
 from recsys.errors import InputError
 from recsys.retrieval import Retriever
 from recsys.retrieval.index import build_run_index
+from recsys.retrieval.lookup import FoundItem
 from recsys.retrieval.stores import MemoryStore, changed
 from recsys.retrieval.user_state import SEEN
 from recsys.run import train
@@ -127,6 +128,16 @@ def test_what_is_removed_does_not_come_back_until_it_is_upserted(shop: Path):
     assert "cream-3" not in every(retriever)
     retriever.upsert_items(pd.DataFrame({"item": ["cream-3"]}))
     assert every(retriever) == before
+
+
+def test_new_items_are_found_by_their_words_behind_those_of_training(shop: Path):
+    retriever = Retriever.load(shop / "text")
+    before = retriever.find_items("CREAM shiny")
+    assert [row.item for row in before.items] == [f"cream-{n}" for n in range(6)]
+    retriever.upsert_items(NEW)
+    after = retriever.find_items("CREAM shiny")
+    assert after.items == [*before.items, FoundItem("cream-new", "shiny cream", True, 0)]
+    assert after.total == 7
 
 
 def test_what_is_out_of_stock_comes_back_when_it_is_in_again(shop: Path):
