@@ -56,7 +56,19 @@ def application(service: Service) -> FastAPI:
     app.add_exception_handler(InputError, _makes_no_sense)
     app.add_exception_handler(WorkError, _failed)
     app.add_middleware(Guard, service=service)
+    if service.keys is None:
+        _take_keys_out(app.openapi())
     return app
+
+
+def _take_keys_out(description: dict[str, Any]) -> None:
+    """Off the description of a service that has none; it is made once and kept."""
+    description["components"].pop("securitySchemes")
+    for methods in description["paths"].values():
+        for operation in methods.values():
+            operation.pop("security", None)
+            for status in ("401", "403"):
+                operation["responses"].pop(status)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

@@ -14,6 +14,7 @@ Ids = Annotated[list[Id], Field(max_length=100_000)]
 History = Annotated[list[Id], Field(max_length=10_000)]
 Times = Annotated[list[Number], Field(max_length=10_000)]
 Length = Annotated[int, Field(strict=True, ge=1, le=1000)]
+Flag = Annotated[bool, Field(strict=True)]
 Filters = Annotated[str, Field(max_length=2000)]
 Model = Annotated[str | None, Field(description="A served model; the first if not given.")]
 Value = str | bool | int | float | list[str] | None
@@ -30,7 +31,7 @@ class Asked(Body):
 
     k: Length = 10
     exclude: Annotated[Ids, Field(description="Items that must not come back.")] = []
-    exclude_seen: Annotated[bool, Field(description="Nor items of the history.")] = True
+    exclude_seen: Annotated[Flag, Field(description="Nor items of the history.")] = True
     allow: Annotated[Ids | None, Field(description="Items that alone may come back.")] = None
     filters: Annotated[Filters | None, Field(description="SQL over the items' columns.")] = None
     diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -58,13 +59,14 @@ class Question(Asked):
             "examples": [
                 {"history": ["B0SMPL0001", "B0SMPL0014"], "k": 5},
                 {"user": "u-17", "k": 5, "filters": "count > 3"},
-            ]
+            ],
+            "oneOf": [{"required": ["history"]}, {"required": ["user"]}],
         }
     )
     history: History | None = None
     user: User | None = None
     times: Annotated[Times | None, Field(description="One for each item of the history.")] = None
-    reasons: Annotated[bool, Field(description="Say which event stands behind each item.")] = False
+    reasons: Annotated[Flag, Field(description="Say which event stands behind each item.")] = False
 
     @model_validator(mode="after")
     def _fits(self) -> "Question":
@@ -204,7 +206,7 @@ class Availability(ItemIds):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"ids": ["B0SMPL0003"], "available": False}]}
     )
-    available: Annotated[bool, Field(strict=True)]
+    available: Flag
 
 
 class Changed(BaseModel):

@@ -26,7 +26,7 @@ class Metrics:
     """Counts of one service. Routes are templates, so that no label names a user or an item."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._requests = Counter(

@@ -187,6 +187,7 @@ def _warm(retriever: Retriever) -> None:
     """Ask once, so that no user waits for what Python loads at the first question."""
     some = retriever.vocab.raw_ids[:1].to_pylist()
     retriever.recommend(some, filters="item is not null")
+    retriever.find_items(limit=1)
 
 
 def _sized(metrics: Metrics, name: str) -> Callable[[int], None]:
