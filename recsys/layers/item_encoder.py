@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.batch import PAD
+from recsys.errors import InputError
 
 ItemEncoderName = Literal["id", "text", "id+text"]
 VECTOR_SCALE = 0.1
@@ -129,6 +130,8 @@ class Whitening(nn.Module):
         known_NF = features_VF[1:]
         mean_F = known_NF.mean(0)
         length = (known_NF - mean_F).square().sum(1).mean().sqrt().clamp_min(1e-6)
+        if not length.isfinite():
+            raise InputError("the vectors of the items' features are not finite")
         self.mean = nn.Parameter(mean_F)
         self.weight = nn.Parameter(torch.empty(features_VF.shape[1], dim))
         nn.init.normal_(self.weight, std=VECTOR_SCALE * dim**-0.5 / length.item())

@@ -89,13 +89,19 @@ class Watch:
 
 
 def attempt(run: Path, served: Callable[[], str], take_over: Callable[[], int]) -> Reload:
-    """Try to take a run over, which gives the number of items dropped; refusals are reported."""
+    """Try to take a run over, which gives the number of items dropped; refusals are reported.
+
+    Whatever goes wrong is a refusal: the old run serves on, and so does what watches.
+    """
     started = time.perf_counter()
     reason, dropped = None, 0
     try:
         dropped = take_over()
     except (InputError, WorkError, OSError) as error:
         reason = str(error)
+    except Exception as error:
+        log.exception("a run broke while it was tried")
+        reason = f"{type(error).__name__}: {error}"
     seconds = round(time.perf_counter() - started, 3)
     return Reload(str(run), reason is None, reason, served(), dropped, seconds)
 

@@ -95,6 +95,7 @@ async def _makes_no_sense(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
+    request.scope["recsys_log"] = {"error": str(error)}
     return _failure(str(error), 503, {"retry-after": "1"})
 
 

@@ -28,12 +28,7 @@ async def recommend(question: bodies.Question, request: Request, service: Here) 
             because = await service.in_thread(lambda: _because(model.retriever, question, found))
     else:
         user = str(question.user)
-
-        def from_state() -> Recommendations:
-            state = service.state(model, user)
-            return model.retriever.recommend_from_state(state, **conditions.as_arguments())
-
-        found = await service.in_thread(from_state)
+        found = await service.in_thread(lambda: service.recommend_to(model, user, conditions))
     service.metrics.list(model.name, found)
     _log(request, service, question.user, model=model.name, items=len(found.items))
     return bodies.answer(model.name, found, because)

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 from recsys.errors import InputError
 from recsys.retrieval.reload import Reload, Watch
 from recsys.retrieval.retriever import Retriever
-from recsys.retrieval.service.batcher import Batcher
+from recsys.retrieval.service.batcher import Batcher, Conditions
 from recsys.retrieval.service.config import ServiceConfig
 from recsys.retrieval.service.keys import read_keys
 from recsys.retrieval.service.logs import say
 from recsys.retrieval.service.metrics import Metrics, Serving
+from recsys.retrieval.snapshot import Recommendations
 from recsys.retrieval.stores import MemoryStore, RedisStore, StateStore, changed
 from recsys.retrieval.user_state import UserState
 
@@ -150,37 +151,56 @@ class Service:
         )
         return result
 
-    def state(self, served: Served, user: str) -> UserState:
-        """Of a user, in the model that serves; the state before the first event for a new one."""
-        stored = self.store.get(user, served.retriever.fingerprint)
-        if stored is None:
-            return served.retriever.init_state()
-        return served.retriever.state_from_bytes(stored.data)
+    def recommend_to(self, served: Served, user: str, conditions: Conditions) -> Recommendations:
+        """The list for a user whose events were reported, or by popularity for a new one."""
+        retriever = served.retriever
+
+        def asked(model: str) -> Recommendations:
+            stored = self.store.get(user, model)
+            state = _state(retriever, None if stored is None else stored.data)
+            return retriever.recommend_from_state(state, **conditions.as_arguments())
+
+        return _in_one_model(retriever, asked)
 
     def take(
         self, served: Served, user: str, events: Sequence[tuple[Any, int | None]]
     ) -> UserState:
         """The state of a user after more events, which is stored."""
         retriever = served.retriever
-        while True:
-            model = retriever.fingerprint
+
+        def taken(model: str) -> UserState:
             after: list[UserState] = []
 
-            def change(data: bytes | None, after: list[UserState] = after) -> bytes:
-                state = retriever.init_state() if data is None else retriever.state_from_bytes(data)
+            def change(data: bytes | None) -> bytes:
+                state = _state(retriever, data)
                 for item, time in events:
                     state = retriever.update(state, item, time=time)
+                if state.fingerprint != model:
+                    raise InputError("another model took over")
                 after.append(state)
                 return state.to_bytes()
 
-            try:
-                changed(self.store, user, model, change)
-            except InputError:
-                if retriever.fingerprint == model:
-                    raise
-                continue  # another model took over meanwhile, and the state is begun anew in it
-            if after[-1].fingerprint == model:
-                return after[-1]
+            changed(self.store, user, model, change)
+            return after[-1]
+
+        return _in_one_model(retriever, taken)
+
+
+def _state(retriever: Retriever, data: bytes | None) -> UserState:
+    """What is stored of a user, or the state before the first event."""
+    return retriever.init_state() if data is None else retriever.state_from_bytes(data)
+
+
+def _in_one_model(retriever: Retriever, work: Callable[[str], T]) -> T:
+    """What is worked out for the fingerprint of the model that serves, from its beginning to its
+    end; begun anew where another model took over meanwhile."""
+    while True:
+        model = retriever.fingerprint
+        try:
+            return work(model)
+        except InputError:
+            if retriever.fingerprint == model:
+                raise
 
 
 def _warm(retriever: Retriever) -> None:

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
+from recsys.checkpoint import WEIGHTS, read_tensors, write_tensors
 from recsys.errors import InputError
 from recsys.retrieval import Retriever
 from recsys.retrieval.service.config import ServiceConfig
 from recsys.retrieval.service.service import Service
+from recsys.retrieval.stores import MemoryStore, Stored
 
 CREAMS = ["cream-1", "cream-2"]
 NEW = [
@@ -177,3 +181,74 @@ def test_a_model_that_takes_no_single_events_says_so(opened, shop: Path, tmp_pat
         assert "does not take events one by one" in answer.json()["error"]
     similar = client.get("/similar", params={"item": "i1"})
     assert similar.status_code == 422
+
+
+class _ReloadsMeanwhile(MemoryStore):
+    """Another run takes over while the store is first asked."""
+
+    def __init__(self, reload: Callable[[], None]):
+        super().__init__()
+        self._reload: Callable[[], None] | None = reload
+
+    def get(self, user: str, model: str) -> Stored | None:
+        if self._reload is not None:
+            reload, self._reload = self._reload, None
+            reload()
+        return super().get(user, model)
+
+
+@pytest.mark.parametrize("ask", ["events", "recommend"])
+def test_a_run_that_takes_over_in_the_middle_of_a_request_spoils_no_state(
+    opened, shop: Path, tmp_path: Path, ask: str
+):
+    place = tmp_path / "now"
+
+    def serve(name: str) -> None:
+        place.unlink(missing_ok=True)
+        place.symlink_to(shop / name)
+
+    def take_over(name: str) -> None:
+        serve(name)
+        assert client.post("/reload", json={}).status_code == 200
+
+    serve("gru")
+    client = opened(place)
+    report(client, "old", "lamp-1", model="now")
+    service = client.app.state.service
+    service.store = _ReloadsMeanwhile(lambda: take_over("text"))
+    if ask == "events":
+        assert report(client, "ann", "lamp-1", model="now")["events"] == 1
+    else:
+        assert client.post("/recommend", json={"user": "old"}).json()["fallback"] == "popularity"
+    take_over("gru")
+    assert report(client, "ann", "lamp-2", model="now")["events"] == 1
+    assert client.post("/recommend", json={"user": "ann"}).status_code == 200
+
+
+def test_a_run_whose_weights_are_no_numbers_is_refused(opened, shop: Path, tmp_path: Path):
+    shutil.copytree(shop / "text", tmp_path / "text")
+    client = opened(tmp_path / "text")
+    weights, _ = read_tensors(tmp_path / "text" / WEIGHTS)
+    write_tensors(
+        tmp_path / "text" / WEIGHTS,
+        {k: v.fill_(torch.nan) if v.is_floating_point() else v for k, v in weights.items()},
+    )
+    refused = client.post("/reload", json={})
+    assert refused.status_code == 409
+    assert "not finite" in refused.json()["error"]
+    assert client.post("/recommend", json={"history": CREAMS}).status_code == 200
+
+
+def test_a_run_that_breaks_in_an_unforeseen_way_is_refused_and_logged(
+    opened, shop: Path, monkeypatch, caplog
+):
+    def broken(*args: object) -> None:
+        raise ZeroDivisionError("half a model")
+
+    client = opened(shop / "gru")
+    monkeypatch.setattr("recsys.retrieval.retriever.opened", broken)
+    refused = client.post("/reload", json={})
+    assert refused.status_code == 409
+    assert "ZeroDivisionError: half a model" in refused.json()["error"]
+    assert any(record.exc_info for record in caplog.records)
+    assert client.post("/recommend", json={"history": CREAMS}).status_code == 200

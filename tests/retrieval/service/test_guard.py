@@ -172,16 +172,18 @@ def test_more_than_may_wait_are_sent_away_and_health_is_answered(opened, held):
     assert service.waiting == 0
 
 
-def test_a_store_that_is_away_is_said_and_the_service_lives(opened, monkeypatch):
+def test_a_store_that_is_away_is_said_and_the_service_lives(opened, monkeypatch, caplog):
     client = opened()
 
     def away(*args: object) -> None:
         raise WorkError("the Redis server at localhost:1 cannot be reached: Connection refused")
 
     monkeypatch.setattr(client.app.state.service.store, "get", away)
-    answer = client.post("/events", json={"user": "u", "events": [{"item": "cream-1"}]})
+    with caplog.at_level(logging.INFO, logger="recsys.service"):
+        answer = client.post("/events", json={"user": "u", "events": [{"item": "cream-1"}]})
     assert answer.status_code == 503
     assert "cannot be reached" in answer.json()["error"]
+    assert json.loads(JsonLines().format(caplog.records[-1]))["error"] == answer.json()["error"]
     assert client.post("/recommend", json={"history": ["cream-1"]}).status_code == 200
 
 
