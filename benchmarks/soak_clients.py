@@ -150,7 +150,8 @@ class Administrator:
             self.client.post("/items/compact", {})
             self.check()
         change = self._change()
-        answer = self.client.post(*self._request(change))
+        path, body = self._request(change)
+        answer = self.client.post(path, body, kind=f"{path}, {change.kind}")
         if answer is None:
             self.catalogue.unanswered(change)
         else:

@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-TOLD = 20
-"""Failures that are told; all are counted."""
+TOLD = 5
+"""Failures of a kind that are told; all are counted."""
 PATIENCE_S = 60.0
 """Longest wait for an answer."""
 
@@ -42,7 +42,7 @@ class Tally:
         """Something that must not be."""
         with self._lock:
             self.failed[kind] += 1
-            if len(self.failures) < TOLD:
+            if self.failed[kind] <= TOLD:
                 self.failures.append(f"{kind}: {what[:500]}")
 
 
