@@ -36,7 +36,7 @@ def test_generated_requests_get_documented_answers_and_never_a_failure(
                 Path(sys.executable).parent / "schemathesis",
                 *("run", f"{url}/openapi.json", "--no-color", "--checks", ",".join(CHECKS)),
                 *("--header", "Authorization: Bearer admin-0123456789"),
-                *("--max-examples", "100", "--seed", "1", "--max-response-time", "5"),
+                *("--max-examples", "100", "--seed", "1"),
             ],
             capture_output=True,
             text=True,
