@@ -220,6 +220,8 @@ def recommendations(result: dict[str, Any]) -> None:
     for rank, found in enumerate(result["items"], start=1):
         table.add_row(str(rank), str(found["item"]), found["title"] or "", f"{found['score']:.3f}")
     console.print(table)
+    if result["short"]:
+        console.print(result["short"])
 
 
 def examples(run: Path, dataset: SequenceDataset, users: int = 3) -> None:

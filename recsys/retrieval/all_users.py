@@ -123,6 +123,9 @@ def as_record(found: Recommendations) -> dict[str, Any]:
         ],
         "unknown": found.unknown,
         "fallback": found.fallback,
+        "short": found.short,
+        "model_version": found.model_version,
+        "index_version": found.index_version,
     }
 
 

@@ -200,7 +200,7 @@ def recommended(**changes: Any) -> dict[str, Any]:
         {"item": 4711, "title": None, "score": 1234.5},
         {"item": "B00A", "title": "A Kettle", "score": -0.00049},
     ]
-    return {"items": items, "unknown": [], "fallback": None, **changes}
+    return {"items": items, "unknown": [], "fallback": None, "short": None, **changes}
 
 
 def test_recommendations_are_numbered_and_best_first(printed):
@@ -215,6 +215,7 @@ def test_unknown_ids_and_the_fallback_are_said(printed):
     text = printed(tables.recommendations, recommended(unknown=["x", 7], fallback="popularity"))
     assert "not in the catalogue, skipped: x, 7" in text
     assert "no known item in the history: answered by popularity" in text
+    assert "2 of 9: " in printed(tables.recommendations, recommended(short="2 of 9: no others"))
 
 
 @pytest.mark.parametrize("word", ODD)

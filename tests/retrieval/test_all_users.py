@@ -159,4 +159,5 @@ def test_a_record_says_everything_that_the_retriever_says(shop):
     assert [entry["item"] for entry in record["items"]] == found.items
     assert [entry["score"] for entry in record["items"]] == found.scores
     assert [entry["title"] for entry in record["items"]] == [None, None]
-    assert (record["unknown"], record["fallback"]) == (["x"], None)
+    assert (record["unknown"], record["fallback"], record["short"]) == (["x"], None, None)
+    assert (record["model_version"], record["index_version"]) == (found.model_version, None)
