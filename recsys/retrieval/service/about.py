@@ -11,7 +11,14 @@ from recsys.retrieval.service.access import Here, reads
 
 router = APIRouter()
 PAGE = Path(__file__).parent / "page"
-FILES = ("page.html", "page.css", "page.js")
+FILES = {
+    "page.html": "text/html",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "asking.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+"""Of the page, with their types: the system's own table of types may say something else."""
 
 
 @router.get("/healthz")
@@ -45,16 +52,32 @@ async def metrics(service: Here) -> Response:
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """The page to try the models on."""
-    return FileResponse(PAGE / FILES[0])
+    return _file("page.html")
 
 
 @router.get("/page.css", include_in_schema=False)
 async def style() -> Response:
     """How the page looks."""
-    return FileResponse(PAGE / FILES[1])
+    return _file("page.css")
 
 
 @router.get("/page.js", include_in_schema=False)
 async def script() -> Response:
     """What the page does."""
-    return FileResponse(PAGE / FILES[2])
+    return _file("page.js")
+
+
+@router.get("/asking.js", include_in_schema=False)
+async def asking() -> Response:
+    """How the page asks the service."""
+    return _file("asking.js")
+
+
+@router.get("/icon.svg", include_in_schema=False)
+async def icon() -> Response:
+    """The page's icon."""
+    return _file("icon.svg")
+
+
+def _file(name: str) -> Response:
+    return FileResponse(PAGE / name, media_type=FILES[name])
