@@ -1,5 +1,6 @@
 """Routes about the service itself, and its page."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import APIRouter, Depends, Response
@@ -16,6 +17,7 @@ FILES = {
     "page.css": "text/css",
     "page.js": "text/javascript",
     "asking.js": "text/javascript",
+    "elements.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
 """Of the page, with their types: the system's own table of types may say something else."""
@@ -49,35 +51,13 @@ async def metrics(service: Here) -> Response:
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/", include_in_schema=False)
-async def page() -> Response:
-    """The page to try the models on."""
-    return _file("page.html")
+def _serves(name: str) -> Callable[[], Awaitable[Response]]:
+    async def file() -> Response:
+        return FileResponse(PAGE / name, media_type=FILES[name])
+
+    return file
 
 
-@router.get("/page.css", include_in_schema=False)
-async def style() -> Response:
-    """How the page looks."""
-    return _file("page.css")
-
-
-@router.get("/page.js", include_in_schema=False)
-async def script() -> Response:
-    """What the page does."""
-    return _file("page.js")
-
-
-@router.get("/asking.js", include_in_schema=False)
-async def asking() -> Response:
-    """How the page asks the service."""
-    return _file("asking.js")
-
-
-@router.get("/icon.svg", include_in_schema=False)
-async def icon() -> Response:
-    """The page's icon."""
-    return _file("icon.svg")
-
-
-def _file(name: str) -> Response:
-    return FileResponse(PAGE / name, media_type=FILES[name])
+for name in FILES:
+    place = "/" if name == "page.html" else f"/{name}"
+    router.add_api_route(place, _serves(name), name=name, include_in_schema=False)

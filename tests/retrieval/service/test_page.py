@@ -316,7 +316,7 @@ def test_the_model_is_switched_for_the_list_and_the_catalogue(visit, address):
     page.select_option("#model", "numbers")
     wait_for(page, ids(said(address, "/items?limit=10&model=numbers")), "items")
     page.wait_for_selector("#history .mark")
-    assert page.text_content("#history .mark") == "unknown to the model"
+    assert page.text_content("#history .mark") == "unknown"
     assert "nothing of the history is known" in page.text_content("#said")
 
 

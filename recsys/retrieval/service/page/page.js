@@ -4,6 +4,7 @@
 // held as asking.js says.
 
 import { Refused, ask, key, label, read, withIds, written } from "/asking.js";
+import { bar, cut, fill, make, scored, shown, unseen } from "/elements.js";
 
 const at = (id) => document.getElementById(id);
 
@@ -30,15 +31,17 @@ async function trying(purpose, question) {
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
     if (error.status === 401) askForKey();
-    else alarm(purpose, error.message);
+    else alarm(purpose, error);
   }
 }
 
-function alarm(purpose, text) {
+function alarm(purpose, error) {
   wrong.delete(purpose);
-  if (text !== null) wrong.set(purpose, text);
-  at("alert-text").textContent = [...new Set(wrong.values())].join(" ");
-  at("alert").hidden = wrong.size === 0;
+  if (error !== null) wrong.set(purpose, error);
+  const errors = [...wrong.values()];
+  at("alert-text").textContent = [...new Set(errors.map((one) => one.message))].join(" ");
+  at("again").hidden = !errors.some(({ status }) => status === 0 || status >= 500);
+  at("alert").hidden = errors.length === 0;
 }
 
 function askForKey() {
@@ -50,27 +53,6 @@ function askForKey() {
   at("key").focus();
 }
 
-/* Elements */
-
-function make(tag, properties, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
-
-// A list made anew keeps the focus at the place where it was, for the keyboard to go on from.
-function fill(list, rows) {
-  const kind = list.contains(document.activeElement) && document.activeElement.className;
-  const place = [...list.getElementsByClassName(kind || "none")].indexOf(document.activeElement);
-  list.replaceChildren(...rows);
-  if (place < 0) return;
-  const now = list.getElementsByClassName(kind);
-  const heading = list.closest("section, dialog").querySelector("h2");
-  (now[Math.min(place, now.length - 1)] ?? heading).focus();
-}
-
-const unseen = (text) => make("span", { className: "unseen" }, text);
-
 // A row whose button adds the item; `parts` stand between the title and the button at the end.
 function row(item, ...parts) {
   titles.set(item.id, item.title);
@@ -81,32 +63,18 @@ function row(item, ...parts) {
   const like = make("button", { type: "button", className: "like" }, "similar");
   like.append(unseen(` to ${named(item.id)}`));
   like.addEventListener("click", () => showSimilar(item.id));
-  const id = make("bdi", { className: "id" }, label(item.id));
+  const id = make("bdi", { className: "id" }, item.title ? label(item.id) : "");
   const line = make("li", {}, add, id, ...parts, like);
   line.dataset.id = label(item.id);
   return line;
 }
-
-// From zero, or from the lowest score of the list where that lies below.
-function bar(score, scores) {
-  const from = Math.min(0, ...scores);
-  const element = make("span", { className: "bar", ariaHidden: "true" });
-  element.style.setProperty("--share", (score - from) / (Math.max(...scores) - from) || 0);
-  return element;
-}
-
-function shown(number, share = false) {
-  if (share) return `${Number((100 * number).toPrecision(3))}%`;
-  return Number.isInteger(number) ? String(number) : number.toFixed(Math.abs(number) < 100 ? 3 : 1);
-}
-
-const scored = (score, share) => make("span", { className: "score" }, shown(score, share));
 
 /* The catalogue */
 
 const perPage = () => (matchMedia("(max-width: 48rem)").matches ? 5 : 10);
 
 function find() {
+  if (state.default === null) return undefined; // no model to ask yet
   return trying("items", async () => {
     const search = at("search").value.trim();
     const limit = perPage();
@@ -170,7 +138,7 @@ function chip(id, place) {
   remove.ariaLabel = `Remove ${named(id)}`;
   remove.addEventListener("click", () => changeHistory(without(place)));
   const strange = state.unknown.has(JSON.stringify(JSON.parse(id)));
-  const note = strange ? [make("span", { className: "mark" }, "unknown to the model")] : [];
+  const note = strange ? [make("span", { className: "mark" }, "unknown")] : [];
   const line = make("li", { className: "chip" }, title, ...note, remove);
   line.dataset.id = label(id);
   return line;
@@ -292,13 +260,13 @@ function showList(answer, question, ms) {
 
 function reason({ because }, fallback) {
   const line = make("span", { className: "reason" });
-  if (because) {
-    const title = because.title || label(because.id);
-    line.append("because of ", make("bdi", { className: "cause", title }, title));
-    if (because.gain !== null) line.append(`, +${shown(because.gain)}`);
-  } else {
+  if (because === null) {
     line.append(fallback ? "one of the most popular" : "no single event stands out");
+    return line;
   }
+  const title = because.title || label(because.id);
+  line.append("because of ", make("bdi", { className: "cause", title }, cut(title)));
+  if (because.gain !== null) line.append(`, +${shown(because.gain)}`);
   return line;
 }
 
@@ -388,7 +356,7 @@ function findFrom(offset) {
 }
 
 function conditionsChanged() {
-  if (!at("conditions").reportValidity()) return;
+  if (state.default === null) return;
   history.replaceState(null, "", `#${address()}`);
   recommend();
 }
@@ -421,9 +389,10 @@ at("diversity").addEventListener("input", showDiversity);
 const soon = later(conditionsChanged, 200);
 at("conditions").addEventListener("input", (event) => {
   // Half a filter is no filter: it counts at Enter, or when the field is left.
-  if (event.target !== at("filters")) soon();
+  if (event.target !== at("filters") && event.target.validity.valid) soon();
 });
 at("filters").addEventListener("change", conditionsChanged);
+at("k").addEventListener("change", () => at("k").reportValidity());
 at("conditions").addEventListener("submit", (event) => event.preventDefault());
 at("clear").addEventListener("click", () => {
   changeHistory([]);
@@ -433,5 +402,5 @@ at("close").addEventListener("click", () => at("similar").close());
 at("key-form").addEventListener("submit", takeKey);
 at("again").addEventListener("click", () =>
   state.default === null ? start() : Promise.all([find(), recommend()]));
-addEventListener("hashchange", restore);
+addEventListener("hashchange", () => (state.default === null ? start() : restore()));
 start();
