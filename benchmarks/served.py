@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +12,16 @@ from pathlib import Path
 
 START_S = 120
 """Longest wait for a service to listen, and for it to end."""
+
+
+def free_port() -> int:
+    """A port that the system does not hand out. A client that looks for a service that is down may
+    be given the very port that it looks for, be connected to itself and keep the service out."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as trying:
+            if trying.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise RuntimeError("no port is free")
 
 
 class Served:

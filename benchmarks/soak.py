@@ -32,7 +32,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 from machine import emit, recsys
-from served import Served
+from served import Served, free_port
 from soak_clients import OWN, Administrator, Reader, Reloader, Reporter
 from soak_ledger import growth
 from soak_site import Site
@@ -76,8 +76,7 @@ def runs(folder: Path) -> tuple[list[Path], list[Path]]:
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
     """The address of a server that has each write on disk before it answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    port = free_port()
     folder.mkdir()
     words = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
     options = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
@@ -89,6 +88,8 @@ def redis_server(folder: Path) -> Iterator[str]:
                 if trying.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.1)
+        else:
+            raise RuntimeError(f"redis-server did not start: {(folder / 'log').read_text()}")
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         server.terminate()
@@ -112,7 +113,6 @@ class Lives:
         with self._site.moving:
             self._site.life += 1
             self._now = Served([self._site.link], self._log, *self._options, port=self._site.port)
-            self._site.port = self._now.port
         self._began = time.monotonic()
         self.memory.append([])
         self.starts.append(round(self._now.start_seconds, 2))
@@ -249,7 +249,7 @@ def main() -> None:
         good, damaged = runs(folder)
         items = pq.read_table(good[0] / ITEMS, columns=["item", "title"])
         base = dict(zip(*(column.to_pylist() for column in items.columns), strict=True))
-        site = Site(folder / "shop", base, keeps_events=given.redis)
+        site = Site(folder / "shop", base, free_port(), keeps_events=given.redis)
         site.point(good[0])
         options = ["--journal", str(folder / "journal"), *(["--redis", url] if url else [])]
         lives = Lives(site, given.log or folder / "log", options)

@@ -49,16 +49,16 @@ class Tally:
 class Site:
     """Where the service is, and whether it is meant to live."""
 
-    def __init__(self, link: Path, base: dict[str, str], keeps_events: bool):
+    def __init__(self, link: Path, base: dict[str, str], port: int, keeps_events: bool):
         """`link` leads to the run that is served; `base` are titles of its items by id."""
         self.link = link
         self.base = base
+        self.port = port
         self.keeps_events = keeps_events
         self.tally = Tally()
         self.stop = threading.Event()
         self.moving = threading.Lock()
         """Held while `link` leads to a run that must not be served."""
-        self.port = 0
         self.life = 0
         """Number of the process that serves, or of the next one before it is begun."""
         self.up = threading.Event()
