@@ -1,5 +1,6 @@
 """Who asks in a soak: readers, reporters of events, administrators. Each goes step by step."""
 
+import itertools
 import random
 import time
 from pathlib import Path
@@ -194,18 +195,20 @@ class Reloader:
         """`site.link` leads to the first of the good runs."""
         self._site, self.client = site, Client(site)
         self._random = random.Random(seed)
-        self._good, self._damaged = good, damaged
+        self._good, self._damaged = itertools.cycle(good), itertools.cycle(damaged)
+        self._steps = 0
         self._now = good[0]
         self._versions: dict[Path, str] = {}
         self._serving: str | None = None
 
     def step(self) -> None:
         """Another run, every third time a damaged one; then a pause."""
+        self._steps += 1
         with self._site.moving:
-            if self._random.random() < 1 / 3:
-                self._refused(self._random.choice(self._damaged))
+            if self._steps % 3 == 0:
+                self._refused(next(self._damaged))
             else:
-                self._taken_over(self._random.choice(self._good))
+                self._taken_over(next(self._good))
         self.client.close()  # a connection that rests is closed by the service
         self._site.stop.wait(self._random.uniform(1, 6))
 
