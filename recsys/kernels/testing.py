@@ -15,25 +15,28 @@ ROUNDINGS = 8
 
 
 def assert_matches_reference(
-    call: Call, tensors: Mapping[str, Tensor | None], backend: str
+    call: Call, tensors: Mapping[str, Tensor | None], *backends: str
 ) -> None:
-    """Outputs, states and all gradients of `call` on `backend` against its definition in float64.
+    """Outputs, states and all gradients of `call` on `backends` against its definition in float64.
 
     The error of each, in the maximum norm relative to the largest exact number, may be FACTOR times
-    that of the definition run in the dtype of `tensors`, and ROUNDINGS roundings.
+    that of the definition run in the dtype of `tensors`, and ROUNDINGS roundings. The definition is
+    the slow part: it runs once, however many backends are held to it.
     """
     doubled = {name: None if x is None else _doubled(x) for name, x in tensors.items()}
     exact = outcome(call, doubled, "reference")
     plain = outcome(call, tensors, "reference")
-    ours = outcome(call, tensors, backend)
-    assert ours.keys() == exact.keys()
-    for name, wanted in exact.items():
-        assert ours[name].dtype == plain[name].dtype, name
-        assert ours[name].shape == wanted.shape, name
-        error, allowed = relative_error(ours[name], wanted), relative_error(plain[name], wanted)
-        allowed = FACTOR * allowed + ROUNDINGS * torch.finfo(ours[name].dtype).eps
-        # Not `error > allowed`: a NaN must not pass.
-        assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
+    assert backends
+    for backend in backends:
+        ours = outcome(call, tensors, backend)
+        assert ours.keys() == exact.keys(), backend
+        for name, wanted in exact.items():
+            assert ours[name].dtype == plain[name].dtype, (backend, name)
+            assert ours[name].shape == wanted.shape, (backend, name)
+            error, allowed = relative_error(ours[name], wanted), relative_error(plain[name], wanted)
+            allowed = FACTOR * allowed + ROUNDINGS * torch.finfo(ours[name].dtype).eps
+            # Not `error > allowed`: a NaN must not pass.
+            assert error <= allowed, f"{backend}, {name}: {error:.2e} is more than {allowed:.2e}"
 
 
 def outcome(call: Call, tensors: Mapping[str, Tensor | None], backend: str) -> dict[str, Tensor]:

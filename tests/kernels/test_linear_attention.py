@@ -84,18 +84,16 @@ def packed(data, lengths, seed=0):
     return rows | {"S": tensors(B=len(lengths), L=0, H=H, K=K, P=P, seed=seed)["S"]}
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("L", [1, 2, 63, 64, 100])
-def test_outputs_states_and_gradients_match_the_definition(L, dtype, rule, backend):
-    assert_matches_reference(call, tensors(L=L, rule=rule, dtype=dtype), backend)
+def test_outputs_states_and_gradients_match_the_definition(L, dtype, rule):
+    assert_matches_reference(call, tensors(L=L, rule=rule, dtype=dtype), *FAST)
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("rule", RULES)
-def test_a_thousand_steps_match_the_definition(rule, backend):
-    assert_matches_reference(call, tensors(B=1, L=1000, H=1, rule=rule), backend)
+def test_a_thousand_steps_match_the_definition(rule):
+    assert_matches_reference(call, tensors(B=1, L=1000, H=1, rule=rule), *FAST)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -106,13 +104,12 @@ def test_float64_is_exact_to_its_rounding(rule, backend):
     assert max(relative_error(ours[name], exact[name]) for name in exact) < 3e-14
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("K", "P"), [(1, 1), (16, 32), (21, 17)])
-def test_any_head_sizes_match_the_definition(K, P, rule, backend):
+def test_any_head_sizes_match_the_definition(K, P, rule):
     # Keys of one number are all the same: the worst case of a chunk's triangular system.
     run = with_options(chunk_size=1 if K == 1 else 64)
-    assert_matches_reference(run, tensors(L=9, K=K, P=P, rule=rule), backend)
+    assert_matches_reference(run, tensors(L=9, K=K, P=P, rule=rule), *FAST)
 
 
 @pytest.mark.parametrize("rule", ["plain", "decay"])

@@ -53,18 +53,16 @@ def with_options(**options):
     return lambda **tensors: call(**tensors, **options)
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
 @pytest.mark.parametrize("L", [1, 2, 63, 64, 100])
-def test_outputs_states_and_gradients_match_the_definition(L, dtype, kind, backend):
-    assert_matches_reference(call, tensors(L=L, kind=kind, dtype=dtype), backend)
+def test_outputs_states_and_gradients_match_the_definition(L, dtype, kind):
+    assert_matches_reference(call, tensors(L=L, kind=kind, dtype=dtype), *FAST)
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
-def test_a_thousand_steps_match_the_definition(dtype, backend):
-    assert_matches_reference(call, tensors(L=1000, channels=(3,), dtype=dtype), backend)
+def test_a_thousand_steps_match_the_definition(dtype):
+    assert_matches_reference(call, tensors(L=1000, channels=(3,), dtype=dtype), *FAST)
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -56,23 +56,20 @@ def with_options(**options):
     return lambda **tensors: call(**tensors, **options)
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("L", [1, 2, 63, 64, 65, 100])
-def test_outputs_states_and_gradients_match_the_definition(L, dtype, backend):
-    assert_matches_reference(call, tensors(L=L, dtype=dtype), backend)
+def test_outputs_states_and_gradients_match_the_definition(L, dtype):
+    assert_matches_reference(call, tensors(L=L, dtype=dtype), *FAST)
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_thousand_steps_match_the_definition(dtype, backend):
-    assert_matches_reference(call, tensors(B=1, L=1000, dtype=dtype), backend)
+def test_a_thousand_steps_match_the_definition(dtype):
+    assert_matches_reference(call, tensors(B=1, L=1000, dtype=dtype), *FAST)
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize(("D", "S"), [(1, 1), (33, 16), (7, 70)])
-def test_odd_sizes_match_the_definition(D, S, backend):
-    assert_matches_reference(call, tensors(L=9, D=D, S=S), backend)
+def test_odd_sizes_match_the_definition(D, S):
+    assert_matches_reference(call, tensors(L=9, D=D, S=S), *FAST)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -102,13 +99,12 @@ def test_skip_and_gate_are_those_of_the_paper():
     torch.testing.assert_close(y, (plain + skip * data["u"]) * z * torch.sigmoid(z))
 
 
-@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_packed_sequences_with_resets_match_the_definition(reverse, backend):
+def test_packed_sequences_with_resets_match_the_definition(reverse):
     data = packed(160, 5)
     data["reset"] = torch.arange(160) % 41 == 7
     cu_seqlens = torch.tensor([0, 5, 5, 6, 140, 160])
-    assert_matches_reference(with_options(cu_seqlens=cu_seqlens, reverse=reverse), data, backend)
+    assert_matches_reference(with_options(cu_seqlens=cu_seqlens, reverse=reverse), data, *FAST)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
