@@ -18,11 +18,15 @@ def plot_training(run: Path) -> Path | None:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6))
+    # Margins and titles in fixed places: looking for places draws all twice, and takes longer than
+    # a small training.
+    figure.subplots_adjust(left=0.08, right=0.985, bottom=0.14, top=0.91, wspace=0.17)
     left, right = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
     left.plot(epochs, [record["loss"] for record in records], color="#4c566a", marker=".")
-    left.set(xlabel="epoch", ylabel="training loss", title="Loss")
+    left.set(xlabel="epoch", ylabel="training loss")
+    left.set_title("Loss", y=1)
     validated = [record for record in records if "valid" in record]
     if validated:
         at = [record["epoch"] for record in validated]
@@ -43,7 +47,8 @@ def plot_training(run: Path) -> Path | None:
         right.set_ylim(bottom=0)
         right.margins(y=0.12)
         right.legend(frameon=False, fontsize=8)
-    right.set(xlabel="epoch", title="Validation, full ranking")
+    right.set(xlabel="epoch")
+    right.set_title("Validation, full ranking", y=1)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
