@@ -1,6 +1,9 @@
 """The sample store: the same for everyone, and worth learning from."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from recsys.data import sample, sources
 from recsys.data.info import describe, plot
@@ -12,14 +15,30 @@ from recsys.models.item_knn import ItemKNN
 from recsys.models.popular import Popular
 
 
-def test_a_seed_gives_the_same_bytes(tmp_path):
-    first = [path.read_bytes() for path in sample.files(tmp_path / "a", print)]
-    again = [path.read_bytes() for path in sample.files(tmp_path / "b", print)]
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """A cache folder that holds the files of the sample."""
+    folder = tmp_path_factory.mktemp("cache")
+    sample.files(folder / "sample", print)
+    return folder
+
+
+def test_a_seed_gives_the_same_bytes(cache, tmp_path):
+    first = [path.read_bytes() for path in sample.files(cache / "sample", print)]
+    again = [path.read_bytes() for path in sample.files(tmp_path, print)]
     assert first == again
 
 
-def test_the_store_is_skewed_has_cold_items_and_is_no_easy_prey(tmp_path, monkeypatch):
-    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path))
+def test_a_draw_is_that_of_choice():
+    ours, theirs = np.random.default_rng(0), np.random.default_rng(0)
+    for size in [1, 2, 7, 300] * 25:
+        weight = ours.pareto(1.5, size) * (ours.random(size) < 0.8) + 1e-9
+        theirs.pareto(1.5, size), theirs.random(size)
+        assert sample._drawn(ours, weight) == theirs.choice(size, p=weight / weight.sum())
+
+
+def test_the_store_is_skewed_has_cold_items_and_is_no_easy_prey(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECSYS_CACHE", str(cache))
     dataset = prepare(sources.resolve("sample", report=print), tmp_path / "out", report=print)
     facts = describe(dataset)
     assert facts["users"] == sample.USERS
