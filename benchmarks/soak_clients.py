@@ -79,7 +79,7 @@ class Reader:
         self.client.get(self._random.choice(["/healthz", "/readyz", "/version"]))
 
     def _look_at(self, kind: str, answer: dict[str, Any], history: list[str]) -> None:
-        found = [item["id"] for item in answer["items"]]
+        found = [item["item"] for item in answer["items"]]
         if len(found) != K and not answer["short"]:
             self._site.tally.failure(kind, f"{len(found)} items and no reason: {answer}")
         if len(set(found)) != len(found) or set(found) & set(history):
@@ -167,7 +167,7 @@ class Administrator:
         answer = self.client.post("/recommend", body, kind="what is shown")
         if answer is None:
             return False
-        shown = {item["id"]: item["title"] for item in answer["items"]}
+        shown = {item["item"]: item["title"] for item in answer["items"]}
         for complaint in self.catalogue.wrong(asked, shown):
             self._site.tally.failure("lost changes", complaint)
         return True

@@ -83,7 +83,7 @@ async def items(
     return bodies.ItemsFound(
         total=found.total,
         items=[
-            bodies.ItemFound(id=i.item, title=i.title, available=i.available, count=i.count)
+            bodies.ItemFound(item=i.item, title=i.title, available=i.available, count=i.count)
             for i in found.items
         ],
     )
@@ -98,7 +98,7 @@ def _because(
     return [
         None
         if reason is None
-        else bodies.Because(id=reason.item, title=reason.title, gain=reason.gain)
+        else bodies.Because(item=reason.item, title=reason.title, gain=reason.gain)
         for reason in reasons
     ]
 

@@ -102,7 +102,7 @@ class Questions(Asked):
 class Because(BaseModel):
     """The event without which the score falls most."""
 
-    id: Id
+    item: Id
     title: str | None
     gain: float | None
 
@@ -110,7 +110,7 @@ class Because(BaseModel):
 class Item(BaseModel):
     """A recommended item."""
 
-    id: Id
+    item: Id
     title: str | None
     score: float
     because: Because | None = None
@@ -171,7 +171,7 @@ class Forgotten(BaseModel):
 class ItemFound(BaseModel):
     """An item of the catalogue."""
 
-    id: Id
+    item: Id
     title: str | None
     available: bool
     count: int | None
@@ -258,7 +258,7 @@ def answer(model: str, found: Recommendations, because: list[Because | None] | N
     rows = zip(found.items, found.titles, found.scores, reasons, strict=True)
     return Answer(
         model=model,
-        items=[Item(id=i, title=t, score=s, because=b) for i, t, s, b in rows],
+        items=[Item(item=i, title=t, score=s, because=b) for i, t, s, b in rows],
         unknown=found.unknown,
         fallback=found.fallback,
         short=found.short,

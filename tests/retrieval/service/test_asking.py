@@ -16,7 +16,7 @@ def test_a_history_gets_the_list_of_the_retriever(client: TestClient, shop: Path
     wanted = Retriever.load(shop / "text").recommend([*CREAMS, "unheard of"], k=5)
     body = answer.json()
     assert answer.status_code == 200
-    assert [item["id"] for item in body["items"]] == wanted.items
+    assert [item["item"] for item in body["items"]] == wanted.items
     assert [item["title"] for item in body["items"]] == wanted.titles
     assert [item["score"] for item in body["items"]] == pytest.approx(wanted.scores, abs=1e-5)
     assert body["unknown"] == ["unheard of"]
@@ -40,14 +40,14 @@ def test_a_history_gets_the_list_of_the_retriever(client: TestClient, shop: Path
 def test_conditions_are_those_of_the_retriever(client: TestClient, shop: Path, conditions: dict):
     body = client.post("/recommend", json={"history": CREAMS, "k": 6, **conditions}).json()
     wanted = Retriever.load(shop / "text").recommend(CREAMS, **{"k": 6, **conditions})
-    assert [item["id"] for item in body["items"]] == wanted.items
+    assert [item["item"] for item in body["items"]] == wanted.items
     assert [item["score"] for item in body["items"]] == pytest.approx(wanted.scores, abs=1e-5)
     assert body["short"] == wanted.short
 
 
 def test_a_model_is_asked_by_its_name(client: TestClient, shop: Path):
     body = client.post("/recommend", json={"history": CREAMS, "model": "gru"}).json()
-    assert [item["id"] for item in body["items"]] == Retriever.load(shop / "gru").recommend(
+    assert [item["item"] for item in body["items"]] == Retriever.load(shop / "gru").recommend(
         CREAMS
     ).items
     missing = client.post("/recommend", json={"history": CREAMS, "model": "mamba"})
@@ -65,7 +65,7 @@ def test_many_histories_get_a_list_each(client: TestClient, shop: Path):
     histories = [CREAMS, [], ["lamp-0"], ["unheard of"]]
     lists = client.post("/recommend/batch", json={"histories": histories, "k": 4}).json()["lists"]
     wanted = Retriever.load(shop / "text").recommend_batch(histories, k=4)
-    assert [[item["id"] for item in one["items"]] for one in lists] == [w.items for w in wanted]
+    assert [[item["item"] for item in one["items"]] for one in lists] == [w.items for w in wanted]
     assert client.post("/recommend/batch", json={"histories": []}).json() == {"lists": []}
 
 
@@ -80,7 +80,7 @@ def test_questions_that_come_together_are_answered_as_if_alone(client: TestClien
         answers = list(threads.map(lambda body: client.post("/recommend", json=body), asked))
     for body, answer in zip(asked, answers, strict=True):
         wanted = retriever.recommend(**body)
-        assert [item["id"] for item in answer.json()["items"]] == wanted.items
+        assert [item["item"] for item in answer.json()["items"]] == wanted.items
     sizes = client.get("/metrics").text
     (batches,) = [line for line in sizes.splitlines() if "recsys_batch_size_count" in line]
     assert float(batches.split()[-1]) <= 60
@@ -99,7 +99,7 @@ def test_a_faulty_question_spoils_no_other(client: TestClient):
 def test_similar_items_are_those_of_the_retriever(client: TestClient, shop: Path):
     body = client.get("/similar", params={"item": "soap-1", "k": 4}).json()
     wanted = Retriever.load(shop / "text").similar_items("soap-1", 4)
-    assert [item["id"] for item in body["items"]] == wanted.items
+    assert [item["item"] for item in body["items"]] == wanted.items
     unknown = client.get("/similar", params={"item": "unheard of"})
     assert unknown.status_code == 422
     assert "unheard of" in unknown.json()["error"]
@@ -109,18 +109,18 @@ def test_the_catalogue_is_searched_by_words(client: TestClient):
     body = client.get("/items", params={"search": "SHINY number3", "limit": 3}).json()
     assert body["total"] == 4
     assert len(body["items"]) == 3
-    assert {"id", "title", "available", "count"} == body["items"][0].keys()
+    assert {"item", "title", "available", "count"} == body["items"][0].keys()
     assert all("number3" in item["title"] for item in body["items"])
 
 
 def test_the_reason_is_the_retriever_s(client: TestClient, shop: Path):
     history = ["lamp-1", "soap-1", "soap-2"]
     items = client.post("/recommend", json={"history": history, "k": 5, "reasons": True}).json()
-    found = [item["id"] for item in items["items"]]
+    found = [item["item"] for item in items["items"]]
     wanted = Retriever.load(shop / "text").reasons(history, found)
     for item, reason in zip(items["items"], wanted, strict=True):
         because = item["because"]
-        assert (because and because["id"]) == (reason and reason.item)
+        assert (because and because["item"]) == (reason and reason.item)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ NEW = [
 
 def all_items(client: TestClient, **more: object) -> list[str]:
     body = {"history": CREAMS, "k": 100, "exclude_seen": False, **more}
-    return [item["id"] for item in client.post("/recommend", json=body).json()["items"]]
+    return [item["item"] for item in client.post("/recommend", json=body).json()["items"]]
 
 
 def report(client: TestClient, user: str, *items: str, model: str = "gru") -> dict:
@@ -42,7 +42,7 @@ def test_a_user_whose_events_were_reported_is_answered_as_the_history_is(client:
     by_user = client.post("/recommend", json={"user": "ann", "k": 5, "model": "gru"}).json()
     by_history = {"history": ["lamp-1", "lamp-2"], "k": 5, "model": "gru"}
     wanted = client.post("/recommend", json=by_history).json()
-    assert [item["id"] for item in by_user["items"]] == [item["id"] for item in wanted["items"]]
+    assert [item["item"] for item in by_user["items"]] == [item["item"] for item in wanted["items"]]
     assert by_user["model_version"] == taken["model_version"]
 
 

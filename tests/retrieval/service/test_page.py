@@ -210,7 +210,7 @@ def wait_for(page: Any, ids: list, place: str = "recommended") -> None:
 
 
 def ids(answer: dict) -> list:
-    return [item["id"] for item in answer["items"]]
+    return [item["item"] for item in answer["items"]]
 
 
 def add(page: Any, name: str, place: str = "items") -> None:
@@ -262,7 +262,7 @@ def test_a_click_adds_to_the_history_and_the_list_is_the_services(visit, address
     assert [float(score) for score in scores] == pytest.approx(
         [item["score"] for item in answer["items"]], abs=6e-4
     )
-    titles = [item["title"] or item["id"] for item in answer["items"]]
+    titles = [item["title"] or item["item"] for item in answer["items"]]
     assert rows.locator(".title").all_text_contents() == titles
     assert rows.locator(".reason").all_text_contents() == [
         f"because of {(b := item['because'])['title']}, +{b['gain']:.3f}"

@@ -22,8 +22,8 @@ export class Refused extends Error {
 
 export const label = (id) => String(id.startsWith('"') ? JSON.parse(id) : id);
 const plain = (id) => (id.startsWith('"') ? JSON.stringify(JSON.parse(id)) : id); // one spelling
-const ID = /"id":\s*(-?\d+|"(?:[^"\\]|\\.)*")/g;
-const idsAsText = (body) => body.replace(ID, (_, id) => `"id":${JSON.stringify(plain(id))}`);
+const ID = /"item":\s*(-?\d+|"(?:[^"\\]|\\.)*")/g;
+const idsAsText = (body) => body.replace(ID, (_, id) => `"item":${JSON.stringify(plain(id))}`);
 
 // The answer and its milliseconds, or undefined where a later question of the same purpose took
 // this one's place: so no answer is ever overtaken by an earlier one.

@@ -55,17 +55,17 @@ function askForKey() {
 
 // A row whose button adds the item; `parts` stand between the title and the button at the end.
 function row(item, ...parts) {
-  titles.set(item.id, item.title);
-  const title = make("span", { className: "title", dir: "auto" }, named(item.id));
+  titles.set(item.item, item.title);
+  const title = make("span", { className: "title", dir: "auto" }, named(item.item));
   const add = make("button", { type: "button", className: "add" }, title);
   add.append(unseen(", add to the history"));
-  add.addEventListener("click", () => addToHistory(item.id));
+  add.addEventListener("click", () => addToHistory(item.item));
   const like = make("button", { type: "button", className: "like" }, "similar");
-  like.append(unseen(` to ${named(item.id)}`));
-  like.addEventListener("click", () => showSimilar(item.id));
-  const id = make("bdi", { className: "id" }, item.title ? label(item.id) : "");
+  like.append(unseen(` to ${named(item.item)}`));
+  like.addEventListener("click", () => showSimilar(item.item));
+  const id = make("bdi", { className: "id" }, item.title ? label(item.item) : "");
   const line = make("li", {}, add, id, ...parts, like);
-  line.dataset.id = label(item.id);
+  line.dataset.id = label(item.item);
   return line;
 }
 
@@ -191,7 +191,7 @@ function learnTitles() {
     const rest = { k: strange.length, exclude_seen: false, model: at("model").value };
     const found = await ask("titles", "/recommend", withIds(lists, rest));
     if (!found) return;
-    for (const item of found.answer.items) titles.set(item.id, item.title);
+    for (const item of found.answer.items) titles.set(item.item, item.title);
     showHistory();
   });
 }
@@ -237,7 +237,7 @@ function sayFilters(error) {
 
 function showList(answer, question, ms) {
   const before = state.before;
-  state.before = { k: question.k, ranks: new Map(answer.items.map(({ id }, rank) => [id, rank])) };
+  state.before = { k: question.k, ranks: new Map(answer.items.map(({ item }, rank) => [item, rank])) };
   state.unknown = new Set(answer.unknown.map((id) => JSON.stringify(id)));
   const share = question.score === "probability";
   const scores = answer.items.map((item) => item.score);
@@ -246,7 +246,7 @@ function showList(answer, question, ms) {
       scored(item.score, share),
       bar(item.score, scores),
       reason(item, answer.fallback),
-      moved(item.id, rank, before),
+      moved(item.item, rank, before),
     ];
     return row(item, ...parts);
   });
@@ -264,7 +264,7 @@ function reason({ because }, fallback) {
     line.append(fallback ? "one of the most popular" : "no single event stands out");
     return line;
   }
-  const title = because.title || label(because.id);
+  const title = because.title || label(because.item);
   line.append("because of ", make("bdi", { className: "cause", title }, cut(title)));
   if (because.gain !== null) line.append(`, +${shown(because.gain)}`);
   return line;
