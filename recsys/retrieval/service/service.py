@@ -12,7 +12,7 @@ from recsys.retrieval.reload import Reload, Watch
 from recsys.retrieval.retriever import Retriever
 from recsys.retrieval.service.batcher import Batcher, Conditions
 from recsys.retrieval.service.config import ServiceConfig
-from recsys.retrieval.service.keys import read_keys
+from recsys.retrieval.service.keys import Keys, read_keys
 from recsys.retrieval.service.logs import say
 from recsys.retrieval.service.metrics import Metrics, Serving
 from recsys.retrieval.snapshot import Recommendations
@@ -42,14 +42,19 @@ class Service:
     """Everything that lives as long as the service does; `close` it in the end."""
 
     def __init__(
-        self, models: dict[str, Served], store: StateStore, config: ServiceConfig, metrics: Metrics
+        self,
+        models: dict[str, Served],
+        store: StateStore,
+        config: ServiceConfig,
+        metrics: Metrics,
+        keys: Keys | None,
     ):
         """`Service.open` is the way to one. The first model is the default."""
         self.models = models
         self.store = store
         self.config = config
         self.metrics = metrics
-        self.keys = None if config.keys is None else read_keys(config.keys)
+        self.keys = keys
         self.default = next(iter(models.values()))
         self.stopping = False
         self.waiting = 0
@@ -64,8 +69,7 @@ class Service:
         names = [run.absolute().name for run in runs]
         if len(set(names)) != len(names):
             raise InputError(f"each run is served under its folder's name: {', '.join(names)}")
-        if config.keys is not None:
-            read_keys(config.keys)  # before minutes go into loading
+        keys = None if config.keys is None else read_keys(config.keys)
         store = MemoryStore() if config.redis is None else RedisStore(config.redis)
         metrics = Metrics()
         models: dict[str, Served] = {}
@@ -80,7 +84,7 @@ class Service:
             for served in models.values():
                 served.retriever.close()
             raise
-        return cls(models, store, config, metrics)
+        return cls(models, store, config, metrics, keys)
 
     def watch(self) -> None:
         """Look for newer runs from now on, if that is asked for."""
