@@ -219,6 +219,8 @@ def load_model(
     num_items = config["dataset"]["items"]
     # Fixed vectors lie among the weights: a run folder needs neither the texts nor their encoder.
     fixed = [key for key, x in tensors.items() if _is_features(key) and x.dim() == 2]
+    if not all(tensors[key].isfinite().all() for key in fixed):
+        raise InputError(f"{run / WEIGHTS} is damaged: vectors of items are not finite")
     if features_VF is not None:
         if not knows_by_text(config["model"]):
             raise InputError(
