@@ -28,7 +28,7 @@ async def recommend(question: bodies.Question, request: Request, service: Here) 
             because = await service.in_thread(lambda: _because(model.retriever, question, found))
     else:
         user = str(question.user)
-        found = await service.in_thread(lambda: service.recommend_to(model, user, conditions))
+        found = await service.with_states(lambda: service.recommend_to(model, user, conditions))
     service.metrics.list(model.name, found)
     _log(request, service, question.user, model=model.name, items=len(found.items))
     return bodies.answer(model.name, found, because)

@@ -24,7 +24,7 @@ async def events(reported: bodies.Events, service: Here) -> bodies.Taken:
     """Take what a user did into the user's state; the answer says that it is stored."""
     model = served(service, reported.model)
     steps = [(event.item, event.time) for event in reported.events]
-    state = await service.in_thread(lambda: service.take(model, reported.user, steps))
+    state = await service.with_states(lambda: service.take(model, reported.user, steps))
     return bodies.Taken(
         model=model.name,
         model_version=state.fingerprint[:12],
@@ -38,7 +38,7 @@ async def forget(
     user: Annotated[str, Path(max_length=256, examples=["u-17"])], service: Here
 ) -> bodies.Forgotten:
     """Forget the user's states in every model."""
-    await service.in_thread(lambda: service.store.remove(user))
+    await service.with_states(lambda: service.store.remove(user))
     return bodies.Forgotten()
 
 
