@@ -24,7 +24,7 @@ def item(kind: str, number: int) -> str:
 
 
 def shop_folder(folder: Path, kinds: list[str] = KINDS) -> Path:
-    """People stay with one kind of thing; titles name the kind."""
+    """People stay with one kind of thing; titles name the kind, item n costs n + 0.5."""
     rows = [
         (f"{kind}{user}", item(kind, (user + step) % 6))
         for kind in kinds
@@ -34,8 +34,8 @@ def shop_folder(folder: Path, kinds: list[str] = KINDS) -> Path:
     users, items = zip(*rows, strict=True)
     titles = folder / "items.csv"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"{item(kind, n)},shiny {kind} number{n}" for kind in kinds for n in range(6)]
-    titles.write_text("\n".join(["item,title", *lines]) + "\n")
+    lines = [f"{item(kind, n)},shiny {kind} number{n},{n}.5" for kind in kinds for n in range(6)]
+    titles.write_text("\n".join(["item,title,price", *lines]) + "\n")
     prepare(
         pa.table({"user": users, "item": items}),
         folder / "data",

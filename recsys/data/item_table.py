@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,24 +20,30 @@ ID_COLUMNS = ("item", "item_id", "itemid", "id", "asin", "parent_asin", "product
 FEWEST_IDS = 20
 """Values from which on a column is taken for one of ids: fewer tell too little."""
 _NUMBER = re.compile(r"[-+]?[$€£]?\s*\d[\d.,]*(e[-+]?\d+)?\s*%?", re.IGNORECASE)
+_WHOLE = re.compile(r"[-+]?\d{1,18}")
+_GROUPED = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 _ID_MARK = re.compile(r"[\d/]")
 
 Kind = Literal["texts", "lists", "numbers", "ids", "nested", "nothing"]
 
 
-def read_item_table(path: Path, id_column: str | None, report: Report) -> pa.Table:
-    """`item` (strings), then `title`, then every other column of texts or of lists of texts.
+def read_item_table(
+    path: Path, id_column: str | None, report: Report, log_column: str | None = None
+) -> pa.Table:
+    """`item` (strings), then `title`, then every other column of texts, of lists of texts or of
+    numbers, which filters may ask for.
 
-    CSV, TSV, JSON lines (each also .gz) or Parquet. Missing and blank texts are null; columns of
-    numbers, of other ids and of nested values are left out. The first of several rows of an item
-    counts. `report` is told what was kept and left out. InputError where the file cannot be read,
-    names no item or holds no text.
+    CSV, TSV, JSON lines (each also .gz) or Parquet. Missing and blank values are null; columns of
+    other ids, of lists of numbers and of nested values are left out. The first of several rows of
+    an item counts. `log_column` is what the log calls its items, the likeliest name here too.
+    `report` is told what was kept and left out. InputError where the file cannot be read, names no
+    item or holds nothing else.
     """
     rows = _rows(path)
     if not rows:
         raise InputError(f"{path} is empty: it names no items")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    key = _id_column(path, names, id_column)
+    key = _id_column(path, names, id_column, log_column)
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         if (item := _id(row.get(key))) is not None:
@@ -47,22 +54,27 @@ def read_item_table(path: Path, id_column: str | None, report: Report) -> pa.Tab
         report(f"{path.name}: {twice:,} rows name an item again and are left out")
     columns = {name: [row.get(name) for row in found.values()] for name in names if name != key}
     kinds = {name: _kind(name, values) for name, values in columns.items()}
-    kept = [name for name, kind in kinds.items() if kind in ("texts", "lists")]
-    left = [f"{name} ({kind})" for name, kind in kinds.items() if name not in kept]
-    if not kept:
-        raise InputError(
-            f"{path} holds no text besides its item ids in {key!r}"
-            + (f"; left out: {', '.join(left)}" if left else "")
-        )
-    report(
-        f"{path.name}: item = {key!r}, texts in {', '.join(kept)}"
-        + (f"; left out: {', '.join(left)}" if left else "")
-    )
+    told = [name for name, kind in kinds.items() if kind in ("texts", "lists")]
+    numbers = {
+        name: column
+        for name, kind in kinds.items()
+        if kind == "numbers" and _plain(name) != "title"
+        if (column := _numbers(columns[name])) is not None
+    }
+    left = [f"{name} ({kind})" for name, kind in kinds.items() if name not in (*told, *numbers)]
+    without = f"; left out: {', '.join(left)}" if left else ""
+    if not told and not numbers:
+        raise InputError(f"{path} holds nothing but item ids in {key!r}{without}")
+    kept = f"texts in {', '.join(told)}" if told else "no texts"
+    kept += f", numbers in {', '.join(numbers)}" if numbers else ""
+    report(f"{path.name}: item = {key!r}, {kept}{without}")
     table = {"item": pa.array(list(found), pa.string())}
-    for name in sorted(kept, key=lambda name: _plain(name) != "title"):
+    for name in sorted(told, key=lambda name: _plain(name) != "title"):
         make = _lists if kinds[name] == "lists" else _texts
-        stored = name if kept == ["text"] else _stored_name(name, [*names, *table])
+        stored = name if told == ["text"] else _stored_name(name, [*names, *table], "text")
         table[stored] = make(columns[name])
+    for name, column in numbers.items():
+        table[_stored_name(name, [*names, *table], "number")] = column
     return pa.table(table)
 
 
@@ -71,26 +83,28 @@ def _plain(name: str) -> str:
     return name.partition(":")[0].strip().lower().replace("-", "_").replace(" ", "_")
 
 
-def _stored_name(name: str, taken: list[str]) -> str:
+def _stored_name(name: str, taken: list[str], kind: Literal["text", "number"]) -> str:
     """The column's own name. `item` and `count` are the toolkit's, and `text` is what it calls all
     that is known in one; beside others it is one of them."""
     if _plain(name) == "title":
         return "title"
-    renamed = {"item": "item_text", "count": "count_text", "text": "description"}.get(name)
-    if renamed is None:
+    if name not in ("item", "count", "text"):
         return name
+    renamed = "description" if (name, kind) == ("text", "text") else f"{name}_{kind}"
     while renamed in taken:
         renamed += "_"
     return renamed
 
 
-def _id_column(path: Path, names: list[str], wish: str | None) -> str:
+def _id_column(path: Path, names: list[str], wish: str | None, log_column: str | None) -> str:
     if wish is not None:
         if wish not in names:
             raise InputError(
                 f"{path} has no column {wish!r}{nearest(wish, names)} (columns: {', '.join(names)})"
             )
         return wish
+    if log_column in names:
+        return log_column
     plain = {_plain(name): name for name in reversed(names)}
     key = next((plain[guess] for guess in ID_COLUMNS if guess in plain), None)
     if key is None:
@@ -153,6 +167,33 @@ def _flat(value: Any) -> Iterator[Any]:
 def _texts(values: list[Any]) -> pa.Array:
     texts = [None if _is_blank(value) else _unbroken(str(value)) for value in values]
     return pa.array(texts, pa.string())
+
+
+def _numbers(values: list[Any]) -> pa.Array | None:
+    """int64 or float64, null for what is blank; None where a number has no one reading."""
+    try:
+        plain = [None if _is_blank(value) else _number(value) for value in values]
+        whole = all(value is None or isinstance(value, int) for value in plain)
+        return pa.array(plain, pa.int64() if whole else pa.float64())
+    except (ValueError, OverflowError, pa.ArrowInvalid):
+        return None
+
+
+def _number(value: Any) -> int | float:
+    """3, "3.50", "$3.50" or "1,299.50". ValueError for lists, shares and what is not finite."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int):
+        return value
+    text = str(value).strip().lstrip("$€£").strip()
+    if _GROUPED.fullmatch(text):
+        text = text.replace(",", "")
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _lists(values: list[Any]) -> pa.Array:

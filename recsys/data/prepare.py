@@ -296,7 +296,8 @@ def _with_items(source: Source, config: DataConfig, report: Report) -> Source:
         if config.items_id_column is not None:
             raise InputError("data.items_id_column says how data.items is read; give that too")
         return source
-    known = read_item_table(Path(config.items), config.items_id_column, report)
+    path = Path(config.items)
+    known = read_item_table(path, config.items_id_column, report, config.item_column)
     return replace(source, read_items=lambda: known)
 
 

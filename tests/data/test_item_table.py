@@ -48,6 +48,7 @@ def test_rows_of_texts_and_lists_are_read_from(tmp_path: Path, name: str):
         "title": ["Cream, rich", None],
         "tags": [["face", "skin"], None],
         "description": ["soft", "hard"],
+        "price": [3, 4],
     }
 
 
@@ -86,13 +87,55 @@ def test_the_title_comes_first_and_what_is_no_text_is_left_out_and_said(tmp_path
         for number in range(30)
     ]
     table = read_item_table(written(tmp_path / "i.jsonl", rows), None, said.append)
-    assert table.column_names == ["item", "title", "brand", "categories"]
+    assert table.column_names == ["item", "title", "brand", "categories", "price"]
+    assert table["price"].to_pylist() == [number + 0.5 for number in range(30)]
     assert table["item"].to_pylist() == [str(number) for number in range(30)]
     assert table["categories"].to_pylist()[0] == ["Beauty", "Skin", "Beauty"]
     assert said == [
-        "i.jsonl: item = 'id', texts in brand, categories, title; left out: asin (ids),"
-        " picture (ids), price (numbers), size (nested), vector (numbers), note (nothing)"
+        "i.jsonl: item = 'id', texts in brand, categories, title, numbers in price; left out:"
+        " asin (ids), picture (ids), size (nested), vector (numbers), note (nothing)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        ([3, 4, None], [3, 4, None]),
+        (["3", "-4", ""], [3, -4, None]),
+        (["3", "4.5", " "], [3.0, 4.5, None]),
+        (["$3.50", "€ 4", "1,299.50"], [3.5, 4.0, 1299.5]),
+        ([True, False, None], [1, 0, None]),
+        ([1e300, 2, float("nan")], [1e300, 2.0, None]),
+        (["1.234,5", "2", "3"], None),
+        (["5 %", "2", "3"], None),
+        ([2**70, 1, 2], None),
+        ([float("inf"), 1, 2], None),
+        ([[1], [2], [3]], None),
+    ],
+)
+def test_numbers_of_one_reading_are_kept_for_filters(tmp_path: Path, values, stored):
+    rows = [{"id": n, "title": "a", "price": value} for n, value in enumerate(values)]
+    table = read_item_table(written(tmp_path / "i.jsonl", rows), None, quiet)
+    if stored is None:
+        assert table.column_names == ["item", "title"]
+    else:
+        assert table["price"].to_pylist() == stored
+
+
+def test_numbers_give_way_to_names_that_the_toolkit_uses(tmp_path: Path):
+    path = tmp_path / "i.csv"
+    path.write_text("sku,item,count,text,title\n1,2,3,4,e\n")
+    table = read_item_table(path, "sku", quiet)
+    assert table.to_pylist() == [
+        {"item": "1", "title": "e", "item_number": 2, "count_number": 3, "text_number": 4}
+    ]
+
+
+def test_what_the_log_calls_its_items_is_the_likeliest_column(tmp_path: Path):
+    path = tmp_path / "i.csv"
+    path.write_text("id,product,title\n1,a,x\n")
+    assert read_item_table(path, None, quiet, "product")["item"].to_pylist() == ["a"]
+    assert read_item_table(path, None, quiet, "elsewhere")["item"].to_pylist() == ["1"]
 
 
 def test_a_few_texts_of_one_word_are_no_ids(tmp_path: Path):
@@ -105,9 +148,8 @@ def test_names_that_the_toolkit_uses_are_given_way(tmp_path: Path):
     path = tmp_path / "i.csv"
     path.write_text("sku,item,count,text,description,Title\n1,a,b,c,d,e\n")
     table = read_item_table(path, None, quiet)
-    assert table.to_pylist() == [
-        {"item": "a", "title": "e", "count_text": "b", "description_": "c", "description": "d"}
-    ]
+    said = {"title": "e", "count_text": "b", "description_": "c", "description": "d"}
+    assert table.to_pylist() == [{"item": "a", **said, "sku": 1}]
     table = read_item_table(path, "sku", quiet)
     assert table.to_pylist()[0]["item"] == "1"
     assert table.to_pylist()[0]["item_text"] == "a"
@@ -137,8 +179,8 @@ def test_other_alphabets_long_texts_and_broken_characters_are_read(tmp_path: Pat
         ("i.csv", "id,title\n1\n", "line 2 has 1 fields, the first line 2"),
         ("i.csv", "id,id\n1,2\n", "must name each column once"),
         ("i.csv", "code,title\n1,a\n", "which column of .* Say it with --items-id-column"),
-        ("i.csv", "id\n1\n", "holds no text besides its item ids"),
-        ("i.csv", "id,price\n1,2\n", "holds no text .* left out: price .numbers."),
+        ("i.csv", "id\n1\n", "holds nothing but item ids in 'id'"),
+        ("i.csv", "id,off\n1,5 %\n", "holds nothing but item ids .* left out: off .numbers."),
         ("i.csv", 'id,title\n1,"a\n', "line 2 cannot be read"),
         ("i.csv", "id,title\n,a\n", "names no item in its column 'id'"),
         ("i.jsonl", '{"id": 1}\n{', "line 2 is not JSON"),

@@ -33,9 +33,9 @@ async def events(reported: bodies.Events, service: Here) -> bodies.Taken:
     )
 
 
-@router.delete("/users/{user}", dependencies=administering)
+@router.delete("/users/{user:path}", dependencies=administering)
 async def forget(
-    user: Annotated[str, Path(max_length=256, examples=["u-17"])], service: Here
+    user: Annotated[str, Path(min_length=1, max_length=256, examples=["u-17"])], service: Here
 ) -> bodies.Forgotten:
     """Forget the user's states in every model."""
     await service.with_states(lambda: service.store.remove(user))

@@ -57,7 +57,7 @@ class Guard:
             await self._answered(scope, exchange)
         finally:
             self._service.waiting -= 1
-            route = getattr(scope.get("route"), "path", None) or "none"
+            route = getattr(scope.get("route"), "path_format", None) or "none"
             seconds = time.perf_counter() - started
             self._service.metrics.request(scope["method"], route, exchange.status, seconds)
             say(

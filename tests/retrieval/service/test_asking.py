@@ -30,7 +30,7 @@ def test_a_history_gets_the_list_of_the_retriever(client: TestClient, shop: Path
         {"exclude": ["cream-3"]},
         {"exclude_seen": False},
         {"allow": ["hose-1", "hose-2", "lamp-1"]},
-        {"filters": "title like '%hose%'"},
+        {"filters": "title like '%hose%' and price < 3"},
         {"diversity": 0.7},
         {"score": "probability"},
         {"k": 100},

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
@@ -50,14 +51,15 @@ def test_a_user_without_events_is_answered_by_popularity(client: TestClient):
     assert client.post("/recommend", json={"user": "new"}).json()["fallback"] == "popularity"
 
 
-def test_a_user_is_forgotten_in_every_model(client: TestClient):
+@pytest.mark.parametrize("user", ["bob", "a/b", "ü ?#%"])
+def test_a_user_is_forgotten_in_every_model(client: TestClient, user: str):
     for model in ("gru", "text"):
-        report(client, "bob", "lamp-1", model=model)
-    assert client.delete("/users/bob").json() == {"forgotten": True}
+        report(client, user, "lamp-1", model=model)
+    assert client.delete(f"/users/{quote(user, safe='')}").json() == {"forgotten": True}
     for model in ("gru", "text"):
-        body = client.post("/recommend", json={"user": "bob", "model": model}).json()
+        body = client.post("/recommend", json={"user": user, "model": model}).json()
         assert body["fallback"] == "popularity"
-        assert report(client, "bob", "lamp-1", model=model)["events"] == 1
+        assert report(client, user, "lamp-1", model=model)["events"] == 1
 
 
 def test_events_that_come_together_are_all_counted(client: TestClient):
