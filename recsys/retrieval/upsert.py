@@ -61,7 +61,7 @@ def given_rows(items: Any, catalogue: pa.Table) -> pa.Table:
     kind = catalogue.schema.field("item").type
     try:
         ids = items["item"].cast(kind).combine_chunks()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"ids of items must be {kind}, as in training: {error}") from None
     if ids.null_count:
         raise InputError("an item without an id cannot be served")

@@ -103,9 +103,11 @@ def test_new_items_are_served_by_the_models_that_read_text(client: TestClient, o
         ([{"item": "a", "title": "x"}, {"item": "b"}], "the same columns"),
         ([{"item": "a", "title": "x"}, {"item": 7, "title": "x"}], "disagree on a column"),
         ([{"item": 2**70, "title": "x"}], ""),
+        ([{"item": [], "title": "x"}], "ids of items must be"),
+        ([{"item": "a", "title": ["x"]}], "'title' of items must be"),
         ([{"item": "a", "title": {"deep": 1}}], "items.0.title"),
     ],
-    ids=["none", "no id", "columns", "kinds", "long number", "deep"],
+    ids=["none", "no id", "columns", "kinds", "long number", "list", "list title", "deep"],
 )
 def test_items_that_cannot_be_taken_change_nothing(opened, shop, items: list, error: str):
     client = opened(shop / "text")
