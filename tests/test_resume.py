@@ -160,42 +160,59 @@ KILLED = """
 import os, signal
 from recsys import checkpoint
 from recsys.training import watch
-save, replace = watch.FolderWatcher.save, os.replace
+save = watch.FolderWatcher.save
 
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def save_and_die(self, tensors, meta):
-    last = (self.stage, meta["epoch"], meta["batch"]) == {last}
-    if last and {half}:
+    if (self.stage, meta["epoch"], meta["batch"]) == ("train", 3, 3):
         checkpoint.os.replace = die
     save(self, tensors, meta)
-    if last:
-        die()
 
 watch.FolderWatcher.save = save_and_die
 """
 
 
-@pytest.mark.parametrize(
-    ("stage", "epoch", "batch", "half"),
-    [("train", 3, 3, True), ("train", None, 0, False), ("refit", 0, 1, False)],
-)
-def test_a_killed_training_goes_on_from_its_last_state(
-    data: Path, whole_refit: Path, tmp_path: Path,
-    stage: str, epoch: int | None, batch: int, half: bool,
-):  # fmt: skip
-    last = (stage, epochs(whole_refit, stage) if epoch is None else epoch, batch)
-    code = KILLED.format(last=last, half=half)
-    process = beside(*training(data, tmp_path, "--refit"), code=code)
+def goes_on_to(whole: Path, run: Path) -> None:
+    answer = recsys("train", "--resume", "--out", run, "--device", "cpu")
+    assert answer.code == 0, answer.err
+    assert outcome(run) == outcome(whole)
+    assert not list(run.rglob("*.part"))
+
+
+def test_a_training_killed_while_it_saves_goes_on_from_the_state_before(
+    data: Path, whole: Path, tmp_path: Path
+):
+    process = beside(*training(data, tmp_path), code=KILLED)
     _, err = process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL, err
+    assert list(tmp_path.rglob("*.part"))
     progress = read_tensors(tmp_path / STATE)[1]["progress"]
-    assert ((progress["epoch"], progress["batch"]) == last[1:]) == (not half)
-    answer = recsys("train", "--resume", "--out", tmp_path, "--device", "cpu")
-    assert answer.code == 0
-    assert outcome(tmp_path) == outcome(whole_refit)
-    assert not list(tmp_path.rglob("*.part"))
+    assert (progress["epoch"], progress["batch"]) == (3, 2)
+    goes_on_to(whole, tmp_path)
+
+
+@pytest.mark.parametrize(("stage", "epoch", "batch"), [("train", None, 0), ("refit", 0, 1)])
+def test_what_lies_in_the_folder_behind_a_save_is_enough_to_go_on(
+    data: Path, whole_refit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    stage: str, epoch: int | None, batch: int,
+):  # fmt: skip
+    """A copy of the folder is what a process that was killed there would leave."""
+    last = (stage, epochs(whole_refit, stage) if epoch is None else epoch, batch)
+    save, left = FolderWatcher.save, tmp_path / "left"
+
+    def save_and_copy(self: FolderWatcher, tensors: Any, meta: dict[str, Any]) -> None:
+        save(self, tensors, meta)
+        if (self.stage, meta["epoch"], meta["batch"]) == last:
+            shutil.copytree(self.run, left)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderWatcher, "save", save_and_copy)
+        assert recsys(*training(data, tmp_path / "run", "--refit")).code == 0
+    progress = read_tensors(left / STATE)[1]["progress"]
+    assert (progress["epoch"], progress["batch"]) == last[1:]
+    goes_on_to(whole_refit, left)
 
 
 @pytest.mark.parametrize("lost", [["state"], ["state", "history.jsonl", "items.parquet"], []])
