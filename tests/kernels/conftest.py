@@ -36,6 +36,27 @@ def _nan_in_fresh_memory():
     torch.use_deterministic_algorithms(False)
 
 
+PREPARED = set()
+"""Modules whose functions have seen the language that the interpreter lends them."""
+
+
+@pytest.fixture(autouse=True)
+def _triton_is_prepared_once_a_module(monkeypatch):
+    """The interpreter goes through all of triton.language for each function that a kernel calls,
+    and only the first call from a module finds work: it is most of the time of these tests."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if not interpreter:
+        return
+
+    def call(function, *arguments, **named):
+        if function.fn.__module__ not in PREPARED:
+            interpreter._patch_lang(function.fn)
+            PREPARED.add(function.fn.__module__)
+        return function.rewrite()(*arguments, **named)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
+
+
 def pytest_collection_modifyitems(items):
     """What is compiled ahead of time is looked at last, when it is ready."""
     items.sort(key=lambda item: "test_ahead_of_time" in item.nodeid)
