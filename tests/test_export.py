@@ -164,6 +164,14 @@ def test_an_export_runs_where_recsys_is_not(tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a torch export of it, which tests read or copy."""
+    run = saved_run(tmp_path_factory.mktemp("exported") / "run", "sasrec")
+    export_run(run, "torch")
+    return run
+
+
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learned which item follows which."""
     folder = tmp_path_factory.mktemp("trained")
@@ -209,9 +217,8 @@ def test_an_export_says_what_it_is(tmp_path: Path):
     assert kept == facts
 
 
-def test_an_export_takes_the_place_of_an_earlier_one_alone(tmp_path: Path):
-    run = saved_run(tmp_path / "run", "sasrec")
-    export_run(run, "torch")
+def test_an_export_takes_the_place_of_an_earlier_one_alone(exported: Path, tmp_path: Path):
+    run = Path(shutil.copytree(exported, tmp_path / "run"))
     (run / "export-torch" / "old").touch()
     export_run(run, "torch")
     assert not (run / "export-torch" / "old").exists()
@@ -242,10 +249,9 @@ def test_what_differs_from_its_model_is_not_written(
 
 
 def test_an_export_that_fails_leaves_the_earlier_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = saved_run(tmp_path / "run", "sasrec")
-    export_run(run, "torch")
+    run = Path(shutil.copytree(exported, tmp_path / "run"))
     before = contents(tmp_path)
     replace = os.replace
 

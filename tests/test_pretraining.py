@@ -24,15 +24,24 @@ def shop(folder: Path, name: str, kinds: list[str]) -> str:
     log.write_text("\n".join(["user,item", *rows]) + "\n")
     titles = [f"{kind}-{n},shiny {kind} number {n}" for kind in kinds for n in range(6)]
     items.write_text("\n".join(["item,title", *titles]) + "\n")
-    done("data", "prepare", str(log), "--items", str(items), "--out", f"data-{name}")
-    return f"data-{name}"
+    done("data", "prepare", str(log), "--items", str(items), "--out", folder / f"data-{name}")
+    return str(folder / f"data-{name}")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("shops")
+    return shop(folder, "one", ["cream", "hose"]), shop(folder, "two", ["lamp", "cream"])
 
 
 @pytest.fixture
-def shops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+def shops(
+    prepared: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str]:
+    """Two data sets, which are read only, and a folder of a test's own to work in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
-    return shop(tmp_path, "one", ["cream", "hose"]), shop(tmp_path, "two", ["lamp", "cream"])
+    return prepared
 
 
 def test_a_training_starts_from_a_pretrained_encoder_and_its_sizes(shops: tuple[str, str]):

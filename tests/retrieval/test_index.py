@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,22 @@ def saved_run(run: Path, items: int = 40, name: str = "sasrec", seed: int = 0) -
     settings = {"dim": 8, "max_len": 4} if name == "sasrec" else {}
     catalogue = pa.table({"item": [f"i{item}" for item in range(1, items + 1)]})
     return write_run(run, random_model(name, settings, items, seed), name, settings, catalogue)
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(kind, folder, items=40) -> the folder, made a run with an index, which is built once."""
+
+    @cache
+    def built(kind: str, items: int) -> Path:
+        run = saved_run(tmp_path_factory.mktemp(f"{kind}-{items}"), items)
+        build_run_index(run, kind)
+        return run
+
+    def copied(kind: str, run: Path, items: int = 40) -> Path:
+        return Path(shutil.copytree(built(kind, items), run, dirs_exist_ok=True))
+
+    return copied
 
 
 def both(run: Path, kind: str) -> tuple[Retriever, Retriever]:
@@ -403,8 +421,8 @@ def test_a_loaded_index_answers_like_the_one_that_was_built(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", LISTED)
 @pytest.mark.parametrize("nprobe", [0, -1, 1.5, True, "3", None, 10**6])
-def test_lists_to_read_that_cannot_be_are_refused(tmp_path, kind, nprobe):
-    build_run_index(saved_run(tmp_path, 200), kind)
+def test_lists_to_read_that_cannot_be_are_refused(tmp_path, indexed, kind, nprobe):
+    indexed(kind, tmp_path, items=200)
     path = tmp_path / FACTS
     facts = json.loads(path.read_text())
     assert load_index(tmp_path).nprobe == facts["nprobe"]
@@ -422,8 +440,8 @@ def test_vectors_of_other_items_are_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("other", KINDS)
-def test_facts_of_another_kind_are_refused(tmp_path, kind, other):
-    build_run_index(saved_run(tmp_path), kind)
+def test_facts_of_another_kind_are_refused(tmp_path, indexed, kind, other):
+    indexed(kind, tmp_path)
     path = tmp_path / FACTS
     path.write_text(json.dumps({"nprobe": 1, **json.loads(path.read_text()), "kind": other}))
     if other == kind:
@@ -454,8 +472,8 @@ def test_a_run_without_an_index_is_served_without_and_refused_through_it(tmp_pat
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "other"])
-def test_a_damaged_index_is_refused_before_it_is_parsed(tmp_path, kind, damage):
-    build_run_index(saved_run(tmp_path), kind)
+def test_a_damaged_index_is_refused_before_it_is_parsed(tmp_path, indexed, kind, damage):
+    indexed(kind, tmp_path)
     whole = bytearray((tmp_path / INDEX).read_bytes())
     flipped = whole.copy()
     flipped[len(whole) // 2] ^= 1
@@ -497,8 +515,8 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_facts_are_refused(tmp_path, damage):
-    build_run_index(saved_run(tmp_path), "flat")
+def test_damaged_facts_are_refused(tmp_path, indexed, damage):
+    indexed("flat", tmp_path)
     path = tmp_path / FACTS
     path.write_text(DAMAGES[damage](json.loads(path.read_text())))
     with pytest.raises(InputError, match="is damaged"):
