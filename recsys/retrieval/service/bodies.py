@@ -34,7 +34,7 @@ class Asked(Body):
     exclude_seen: Annotated[Flag, Field(description="Nor items of the history.")] = True
     allow: Annotated[Ids | None, Field(description="Items that alone may come back.")] = None
     filters: Annotated[Filters | None, Field(description="SQL over the items' columns.")] = None
-    diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
+    diversity: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.0
     score: Literal["product", "probability"] = "product"
     model: Model = None
 

@@ -25,6 +25,7 @@ def test_generated_requests_get_documented_answers_and_never_a_failure(
     pytest.importorskip("schemathesis")
     runs = [str(shop / "text"), str(shop / "gru")]
     command = [sys.executable, "-m", "recsys.cli", "serve", *runs, "--port", "0", "--keys", keys]
+    command += ["--max-body", "100000000"]  # a list that is too long is seen to be so
     log = tmp_path / "log"
     with log.open("w") as lines, subprocess.Popen(command, stderr=lines) as process:
         while not (first := log.read_text()).endswith("\n"):
@@ -44,6 +45,6 @@ def test_generated_requests_get_documented_answers_and_never_a_failure(
             cwd=tmp_path,
         )
         process.terminate()
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert done.returncode == 0, done.stdout[:2000] + done.stdout[-2000:]
     assert '"status": 200' in log.read_text()
     assert '"status": 500' not in log.read_text()
