@@ -143,7 +143,9 @@ def flipped(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "harm", [lambda data: b"", lambda data: data[: len(data) // 2], flipped], ids=str
+    "harm",
+    [lambda data: b"", lambda data: data[: len(data) // 2], flipped],
+    ids=["emptied", "cut", "flipped"],
 )
 def test_a_damaged_part_is_written_again(shop, tmp_path, harm: Callable[[bytes], bytes]):
     run, out = shop / "sasrec", tmp_path / "out.parquet"
