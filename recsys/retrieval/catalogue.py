@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.errors import InputError
+from recsys.retrieval.faiss_index import placed
 from recsys.retrieval.histories import encoded
 from recsys.retrieval.index import build_index
 from recsys.retrieval.journal import Changes, Journal, rows_alike
@@ -62,7 +63,8 @@ class Catalogue:
         if now.index is None or not len(now.stale_N):
             return now
         vectors = now.vectors(np.arange(1, len(now.vocab) + 1))
-        return now.with_index(replace(build_index(vectors, now.index.kind), version=COMPACTED))
+        built = replace(build_index(vectors, now.index.kind), version=COMPACTED)
+        return now.with_index(placed(built, now.device))
 
     def replayed(self, new: Snapshot, *, strict: bool) -> tuple[Snapshot, int]:
         """(a snapshot fresh from its run with all changes made, how many items it cannot know).

@@ -159,6 +159,26 @@ def map_index(path: Path, kind: IndexKind, items: int, dim: int) -> Any:
     return index
 
 
+def placed(index: Index, device: torch.device | str) -> Index:
+    """The index in the memory of a CUDA device, where the FAISS that is installed can search there.
+
+    A graph stays where it is: FAISS walks HNSW on CPUs alone. InputError where the device does not
+    take the index, as codes of some lengths.
+    """
+    faiss, where = _faiss(), torch.device(device)
+    if where.type != "cuda" or index.kind == "hnsw" or not hasattr(faiss, "StandardGpuResources"):
+        return index
+    resources = faiss.StandardGpuResources()
+    try:
+        moved = faiss.index_cpu_to_gpu(resources, where.index or 0, index.faiss_index)
+    except RuntimeError as error:
+        raise InputError(
+            f"FAISS cannot search this {index.kind} index on {where}: {error}; build another type,"
+            " or load the run with index='exact'"
+        ) from None
+    return replace(index, faiss_index=moved)
+
+
 def exact_items(vectors: np.ndarray, queries_QD: np.ndarray, k: int) -> np.ndarray:
     """[Q, k] int64 items of the largest inner products, best first, of vectors float32 [V, D]."""
     vectors_VD, blocks = torch.from_numpy(vectors), torch.from_numpy(queries_QD).split(16)

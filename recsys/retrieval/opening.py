@@ -10,6 +10,7 @@ from recsys.data.item_features import load_item_features
 from recsys.errors import InputError
 from recsys.layers.item_encoder import knows_by_features
 from recsys.models.base import SequenceModel
+from recsys.retrieval.faiss_index import placed
 from recsys.retrieval.index import HNSW_FROM, INDEX, load_index
 from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.state import fingerprint
@@ -43,4 +44,4 @@ def opened(run: Path, device: torch.device | str, index: Through, mmap: bool) ->
         return snapshot
     known = isinstance(model, SequenceModel)
     built = load_index(run, vectors=snapshot.vectors_VD[1:].cpu().numpy() if known else None)
-    return snapshot.with_index(built)
+    return snapshot.with_index(placed(built, device))

@@ -33,6 +33,7 @@ from recsys.retrieval.faiss_index import (
     build_index,
     exact_items,
     map_index,
+    placed,
     recall,
     write_index,
 )
@@ -639,3 +640,52 @@ def test_places_without_an_item_hold_zero_and_no_score(tmp_path):
         assert sorted(items[0, :2].tolist()) == [1, 5]
         assert items[0, 2:].tolist() == [0, 0, 0]
         assert np.isneginf(scores[0, 2:]).all()
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivfpq", "sq", "hnsw"])
+def test_an_index_goes_to_the_device_where_faiss_searches_there(monkeypatch, kind):
+    import faiss
+
+    vectors = table("gaussian", 500)
+    index = build_index(vectors, kind)
+    assert placed(index, "cuda:1") is index  # the FAISS of the tests knows no GPU
+    moves: list[int] = []
+
+    def move(resources: object, device: int, cpu_index: Any) -> Any:
+        moves.append(device)
+        return faiss.clone_index(cpu_index)
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", move, raising=False)
+    assert placed(index, "cpu") is index
+    moved = placed(index, "cuda:1")
+    assert moves == ([] if kind == "hnsw" else [1])
+    for one, other in zip(
+        moved.search(queries(vectors), 10), index.search(queries(vectors), 10), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_index_that_the_device_does_not_take_is_named(monkeypatch):
+    import faiss
+
+    def refuse(*args: object) -> None:
+        raise RuntimeError("codes of 25 bytes")
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", refuse, raising=False)
+    with pytest.raises(InputError, match="this ivfpq index on cuda: codes of 25 bytes"):
+        placed(build_index(table("gaussian", 500), "ivfpq"), "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["flat", "ivf", "ivfpq", "sq"])
+def test_a_gpu_finds_what_the_cpu_finds(kind):
+    faiss = pytest.importorskip("faiss")
+    if not hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("this FAISS was not built for GPUs")
+    vectors = table("gaussian", 5000, 64)
+    index = build_index(vectors, kind)
+    found, _ = placed(index, "cuda").search(queries(vectors), 10)
+    wanted, _ = index.search(queries(vectors), 10)
+    assert recall(found, wanted) > 0.98
