@@ -258,6 +258,7 @@ def serve(
         str | None,
         typer.Option(metavar="URL", envvar="RECSYS_REDIS", help="Keeps states of users."),
     ] = None,
+    max_users: Annotated[int, typer.Option(help="States kept in the process.")] = 20_000,
     watch: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="How often to look for newer runs.")
     ] = None,
@@ -277,6 +278,7 @@ def serve(
         keys=keys,
         journal=journal,
         redis=redis,
+        max_users=max_users,
         watch_s=watch,
         timeout_s=timeout,
         max_waiting=max_waiting,

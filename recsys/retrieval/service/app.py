@@ -19,7 +19,10 @@ from recsys.retrieval.service.service import Service
 FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": Failure, "description": "The body is not JSON"},
     401: {"model": Failure, "description": "No key, or an unknown one"},
-    403: {"model": Failure, "description": "The key does not allow that"},
+    403: {
+        "model": Failure,
+        "description": "The key, or the name that was asked, does not allow that",
+    },
     404: {"model": Failure, "description": "No such model"},
     409: {"model": Failure, "description": "The run was refused"},
     413: {"model": Failure, "description": "The body is too long"},
@@ -67,8 +70,7 @@ def _take_keys_out(description: dict[str, Any]) -> None:
     for methods in description["paths"].values():
         for operation in methods.values():
             operation.pop("security", None)
-            for status in ("401", "403"):
-                operation["responses"].pop(status)
+            operation["responses"].pop("401")
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

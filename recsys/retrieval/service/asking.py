@@ -1,13 +1,14 @@
 """Routes that ask: for recommendations, similar items and the catalogue."""
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from recsys.retrieval.retriever import Retriever
+from recsys.errors import InputError
 from recsys.retrieval.service import bodies
 from recsys.retrieval.service.access import Here, reads, served
-from recsys.retrieval.service.service import Service
+from recsys.retrieval.service.service import Served, Service
 from recsys.retrieval.snapshot import Recommendations
 
 router = APIRouter(dependencies=[Depends(reads)])
@@ -20,15 +21,14 @@ Name = Annotated[str | None, Query(description="A served model; the first if not
 async def recommend(question: bodies.Question, request: Request, service: Here) -> bodies.Answer:
     """The k best items after a history, or for a user whose events were reported."""
     model = served(service, question.model)
-    conditions = question.conditions()
     because = None
-    if question.history is not None:
-        found = await model.batcher.ask(question.history, question.times, conditions)
-        if question.reasons:
-            because = await service.in_thread(lambda: _because(model.retriever, question, found))
-    else:
-        user = str(question.user)
+    if question.user is not None:
+        user, conditions = question.user, question.conditions()
         found = await service.with_states(lambda: service.recommend_to(model, user, conditions))
+    elif question.reasons:
+        found, because = await _with_reasons(service, model, question)
+    else:
+        found = await _of_history(model, question)
     service.metrics.list(model.name, found)
     _log(request, service, question.user, model=model.name, items=len(found.items))
     return bodies.answer(model.name, found, because)
@@ -89,18 +89,33 @@ async def items(
     )
 
 
-def _because(
-    retriever: Retriever, question: bodies.Question, found: Recommendations
-) -> list[bodies.Because | None]:
-    """What stands behind each item of a list."""
+async def _of_history(model: Served, question: bodies.Question) -> Recommendations:
+    """The list for a history."""
     history = question.history or []
-    reasons = retriever.reasons(history, found.items, times=question.times)
-    return [
-        None
-        if reason is None
-        else bodies.Because(item=reason.item, title=reason.title, gain=reason.gain)
-        for reason in reasons
-    ]
+    return await model.batcher.ask(history, question.times, question.conditions())
+
+
+async def _with_reasons(
+    service: Service, model: Served, question: bodies.Question
+) -> tuple[Recommendations, list[bodies.Because | None]]:
+    """The list for a history, and the event behind each item; asked anew where another model took
+    over between the two."""
+    history = question.history or []
+    while True:
+        found = await _of_history(model, question)
+        explain = partial(model.retriever.reasons, history, found.items, times=question.times)
+        try:
+            reasons = await service.in_thread(explain)
+        except InputError:
+            if model.retriever.fingerprint.startswith(found.model_version):
+                raise
+            continue
+        return found, [
+            None
+            if reason is None
+            else bodies.Because(item=reason.item, title=reason.title, gain=reason.gain)
+            for reason in reasons
+        ]
 
 
 def _log(request: Request, service: Service, user: str | None, **fields: Any) -> None:

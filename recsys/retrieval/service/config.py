@@ -22,6 +22,8 @@ class ServiceConfig:
     """Folder where changes of the catalogue are kept across restarts, a file a model."""
     redis: str | None = None
     """Address of the Redis server for states of users; without it they are kept in the process."""
+    max_users: int = 20_000
+    """States that are kept in the process; the least recently used goes first."""
     watch_s: float | None = None
     """Seconds between looks at the places of the runs for new ones; None: only on /reload."""
     timeout_s: float = 10.0
@@ -41,6 +43,7 @@ class ServiceConfig:
         limits = {
             "--watch": self.watch_s,
             "--timeout": self.timeout_s,
+            "--max-users": self.max_users,
             "--max-waiting": self.max_waiting,
             "--max-body": self.max_body,
             "--threads": self.threads,

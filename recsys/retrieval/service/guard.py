@@ -12,7 +12,7 @@ from fastapi import HTTPException
 from starlette.responses import JSONResponse
 
 from recsys.retrieval.service.config import LOOPBACK
-from recsys.retrieval.service.logs import say
+from recsys.retrieval.service.logs import log, say
 from recsys.retrieval.service.service import Service
 
 Message = MutableMapping[str, Any]
@@ -86,8 +86,7 @@ class Guard:
             status, error = 504, f"not answered within {self._service.config.timeout_s:g} s"
         except Exception:
             status, error = 500, f"the service failed; its log says how, under {exchange.id}"
-            say("failure", logging.ERROR, id=exchange.id)
-            logging.getLogger("recsys.service").exception("traceback")
+            log.exception("failure", extra={"fields": {"id": exchange.id}})
         if exchange.status == 0:
             answer = JSONResponse({"error": error}, status)
             await answer(scope, exchange.receive, exchange.send)

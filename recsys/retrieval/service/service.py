@@ -74,7 +74,9 @@ class Service:
         if len(set(names)) != len(names):
             raise InputError(f"each run is served under its folder's name: {', '.join(names)}")
         keys = None if config.keys is None else read_keys(config.keys)
-        store = MemoryStore() if config.redis is None else RedisStore(config.redis)
+        store: StateStore = MemoryStore(config.max_users)
+        if config.redis is not None:
+            store = RedisStore(config.redis)
         metrics = Metrics()
         models: dict[str, Served] = {}
         try:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -159,6 +160,30 @@ def test_a_run_in_the_same_place_is_taken_over_and_a_bad_one_refused(
     lines = client.get("/metrics").text.splitlines()
     assert 'recsys_reloads_total{model="now",took_over="false"} 1.0' in lines
     assert 'recsys_reloads_total{model="now",took_over="true"} 1.0' in lines
+
+
+def test_a_run_that_appears_in_the_place_is_taken_over_where_that_is_asked_for(
+    opened, shop: Path, tmp_path: Path
+):
+    place = tmp_path / "now"
+    place.symlink_to(shop / "gru")
+    client = opened(place, watch_s=0.02)
+    (tmp_path / "next").symlink_to(shop / "text")
+    (tmp_path / "next").rename(place)
+    wanted = Retriever.load(shop / "text").fingerprint
+    deadline = time.monotonic() + 20
+    while client.get("/version").json()["models"]["now"]["fingerprint"] != wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert client.post("/recommend", json={"history": CREAMS}).status_code == 200
+
+
+def test_as_many_users_are_kept_in_the_process_as_are_asked_for(opened):
+    client = opened(max_users=2)
+    for user in ("a", "b", "c"):
+        report(client, user, "lamp-1")
+    assert report(client, "c", "lamp-1")["events"] == 2
+    assert report(client, "a", "lamp-1")["events"] == 1
 
 
 def test_two_runs_of_one_name_are_refused(shop: Path, tmp_path: Path):
