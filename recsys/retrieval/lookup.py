@@ -44,6 +44,13 @@ class Found:
     """Those of this page, most frequent in training first."""
 
 
+def title_of(value: Any) -> str | None:
+    """A title as one text, whatever the catalogue holds in its place."""
+    if value is None or isinstance(value, str):
+        return value
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 class Lookup:
     """A catalogue as it is searched; row i-1 is item i.
 
@@ -68,7 +75,9 @@ class Lookup:
         names = [name for name in SHOWN if name in self._catalogue.column_names]
         rows = self._catalogue.select(names).take(int_array(page_K - 1)).to_pylist()
         items = [
-            FoundItem(row["item"], row.get("title"), bool(available_V[item]), row.get("count"))
+            FoundItem(
+                row["item"], title_of(row.get("title")), bool(available_V[item]), row.get("count")
+            )
             for item, row in zip(page_K, rows, strict=True)
         ]
         return Found(len(items_N), items)

@@ -17,7 +17,7 @@ from recsys.errors import InputError
 from recsys.models.base import Recommender, SequenceModel
 from recsys.retrieval.filters import passing
 from recsys.retrieval.index import Index
-from recsys.retrieval.lookup import Lookup
+from recsys.retrieval.lookup import Lookup, title_of
 
 FILTERS_KEPT = 256
 """Distinct filter expressions whose items are remembered."""
@@ -104,7 +104,8 @@ class Snapshot:
         self.vocab = Vocab(catalogue["item"])
         size = len(self.vocab)
         titled = "title" in catalogue.column_names
-        self.titles = catalogue["title"].to_pylist() if titled else [None] * size
+        named = catalogue["title"].to_pylist() if titled else [None] * size
+        self.titles = [title_of(title) for title in named]
         counted = "count" in catalogue.column_names
         counts = catalogue["count"].to_pylist() if counted else [0] * size
         self._popularity_V = torch.from_numpy(np.concatenate([[0], counts]).astype(np.float32))

@@ -128,6 +128,8 @@ def test_titles_that_are_lists_are_searched_in_all_their_parts(tmp_path):
     retriever = retriever_of(tmp_path, table)
     assert ids(retriever, "rose WATER") == ["a"]
     assert ids(retriever, "b") == ["b"]
+    assert [found.title for found in retriever.find_items().items] == [None, "Rose, water"]
+    assert retriever.titles(["a", "b"]) == ["Rose, water", None]
 
 
 def test_the_unavailable_is_found_and_says_so(retriever):
