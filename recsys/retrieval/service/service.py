@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,7 +85,7 @@ class Service:
                 journal = None if config.journal is None else config.journal / f"{name}.journal"
                 retriever = Retriever.load(run, threads=config.threads, journal=journal)
                 _warm(retriever)
-                batcher = Batcher(retriever, _sized(metrics, name))
+                batcher = Batcher(retriever, partial(metrics.batch, name))
                 models[name] = Served(name, run, retriever, batcher)
         except BaseException:
             for served in models.values():
@@ -223,7 +224,3 @@ def _warm(retriever: Retriever) -> None:
     some = retriever.vocab.raw_ids[:1].to_pylist()
     retriever.recommend(some, filters="item is not null")
     retriever.find_items(limit=1)
-
-
-def _sized(metrics: Metrics, name: str) -> Callable[[int], None]:
-    return lambda size: metrics.batch(name, size)
