@@ -26,6 +26,11 @@ from recsys.models.base import (
 
 ITEMS_AT_ONCE = 256
 """Items whose texts are encoded in one batch when the table is renewed."""
+TOKENS_AT_ONCE = {"cpu": 1_024, "cuda": 65_536}
+"""Places in one pass through the encoder: few stay in a CPU's caches and hold little padding, a GPU
+wants many."""
+LENGTH_STEP = 16
+"""Texts are padded to a multiple of it, so that matrix products meet few shapes."""
 
 
 class Recformer(SequenceModel):
@@ -221,9 +226,18 @@ class Recformer(SequenceModel):
         return self.items.text(_newest_first(batch)[0], self.config.max_tokens)
 
     def _encoded(self, newest_BT: Tensor) -> Tensor:
-        """[B, D] of length 1, of texts whose items are given newest first."""
-        token_BL, type_BL, item_BL, real_BL = self.items.text(newest_BT, self.config.max_tokens)
-        return self._pooled(self.encoder(token_BL, type_BL, item_BL, real_BL), real_BL)
+        """[B, D] of length 1, of texts whose items are given newest first.
+
+        Texts of like length go through the encoder together: padding is computed like words.
+        """
+        text = self.items.text(newest_BT, self.config.max_tokens)
+        count_B = text[3].sum(1)
+        parts = []
+        for rows in like_length(count_B, TOKENS_AT_ONCE[count_B.device.type]):
+            length = _rounded(int(count_B[rows[-1]]))
+            token_NL, type_NL, item_NL, real_NL = (x_BL[rows, :length] for x_BL in text)
+            parts.append(self._pooled(self.encoder(token_NL, type_NL, item_NL, real_NL), real_NL))
+        return torch.cat(parts)[count_B.argsort(stable=True).argsort()]
 
     def _pooled(self, x_BLD: Tensor, real_BL: Tensor) -> Tensor:
         """[B, D] of length 1."""
@@ -248,6 +262,23 @@ def hide_words(
     seen_BL = torch.where(hidden_BL & (fate_BL < 0.8), mask, token_BL)
     other_BL = torch.randint_like(token_BL, num_words)
     return hidden_BL, torch.where(hidden_BL & (fate_BL >= 0.9), other_BL, seen_BL)
+
+
+def like_length(count_B: Tensor, places: int) -> list[Tensor]:
+    """Rows in rising order of their lengths (count_B int64 [B]), cut where rows times the length of
+    their longest would pass `places`; a row that is longer stands alone."""
+    order_B = count_B.argsort(stable=True)
+    lengths = [_rounded(count) for count in count_B[order_B].tolist()]
+    starts = [0]
+    for row, length in enumerate(lengths):
+        if (row + 1 - starts[-1]) * length > places and row > starts[-1]:
+            starts.append(row)
+    ends = [*starts[1:], len(lengths)]
+    return [order_B[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _rounded(length: int) -> int:
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
 def draw_targets(lengths_B: Tensor, targets: int) -> tuple[Tensor, Tensor]:

@@ -31,13 +31,16 @@ class NextItem:
     generator: torch.Generator
     """Where negatives are drawn from; the trainer saves the default generator's state."""
     dtype: torch.dtype
-    """Of matrix products. On a CPU bfloat16 serves the loss alone: the model's own products are
-    small there, gain little, and leave a compiled kernel in memory for every shape they meet."""
+    """Of matrix products. On a CPU bfloat16 serves the loss, and a model that reads texts: the
+    products of others are small, gain little, and leave a compiled kernel in memory for every shape
+    they meet."""
 
     def __call__(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """([] loss, {"pairs": N})."""
         device, low = batch.items_BT.device.type, self.dtype != torch.float32
-        with torch.autocast(device, self.dtype, enabled=low and device != "cpu"):
+        with torch.autocast(
+            device, self.dtype, enabled=low and (device != "cpu" or model.reads_tokens)
+        ):
             pairs = model.training_pairs(batch)
         negatives = self.sampler.draw(pairs.target_N, self.generator) if self.sampler else None
         with torch.autocast(device, self.dtype, enabled=low):
@@ -69,8 +72,9 @@ class TextPretraining:
     def __call__(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """([] loss, {"pairs": N})."""
         assert isinstance(model, ReadsTexts)
-        device, low = batch.items_BT.device.type, self.dtype != torch.float32
-        with torch.autocast(device, self.dtype, enabled=low and device != "cpu"):
+        with torch.autocast(
+            batch.items_BT.device.type, self.dtype, enabled=self.dtype != torch.float32
+        ):
             found = model.pretraining(batch, self.loss.mask_rate)
         score_NN = found.query_ND.float() @ found.target_ND.float().T
         # The same item twice in a batch is no negative of itself.

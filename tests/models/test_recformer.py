@@ -11,7 +11,13 @@ from toy_models import NUM_ITEMS, batch_of, tiny_config, toy_features
 
 from recsys.errors import InputError
 from recsys.models.base import new_model
-from recsys.models.recformer import Recformer, draw_targets, hide_words
+from recsys.models.recformer import (
+    TOKENS_AT_ONCE,
+    Recformer,
+    draw_targets,
+    hide_words,
+    like_length,
+)
 from recsys.training.losses import MLMContrastive
 from recsys.training.objectives import TextPretraining
 
@@ -54,6 +60,28 @@ def test_scores_are_cosines_over_the_temperature(pooling: str):
     torch.testing.assert_close(query.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(model.item_vectors()[1:], alone / 0.5)
     torch.testing.assert_close(model.scorer()(batch)[:, 1:], query @ alone.T / 0.5)
+
+
+def test_texts_of_like_length_are_read_together():
+    # In steps of 16 the lengths are 16, 16, 32, 64 and 256.
+    count_B = torch.tensor([20, 4, 250, 5, 64])
+    groups = [rows.tolist() for rows in like_length(count_B, 64)]
+    assert groups == [[1, 3], [0], [4], [2]]
+    assert [rows.tolist() for rows in like_length(count_B, 100_000)] == [[1, 3, 0, 4, 2]]
+
+
+def test_reading_in_parts_is_reading_at_once(monkeypatch: pytest.MonkeyPatch):
+    model = small(max_len=20, max_tokens=64)
+    batch = batch_of([[3] * 12, [9], [*range(1, 13), 5, 4, 2], [2, 5], [7, 7, 8]])
+    found = {}
+    for places in (16, 100_000):
+        monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", places)
+        model.zero_grad()
+        query_BD = model.query(batch)
+        (query_BD * torch.linspace(0, 1, query_BD.numel()).view_as(query_BD)).sum().backward()
+        found[places] = query_BD, *(p.grad for p in model.parameters() if p.grad is not None)
+    for parts, at_once in zip(*found.values(), strict=True):
+        torch.testing.assert_close(parts, at_once)
 
 
 @torch.no_grad()

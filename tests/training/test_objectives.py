@@ -43,6 +43,12 @@ class Lookup(SequenceModel):
         return self.items.weight
 
 
+class Reader(Lookup):
+    """The same, as if its items were texts."""
+
+    reads_tokens = True
+
+
 @pytest.fixture
 def model() -> Lookup:
     torch.manual_seed(0)
@@ -119,6 +125,12 @@ def test_on_a_cpu_bfloat16_serves_the_loss_and_not_the_model(model: Lookup):
     assert low.dtype == torch.float32
     assert low != exact
     torch.testing.assert_close(low, exact, atol=0.02, rtol=0)
+
+
+def test_on_a_cpu_bfloat16_serves_a_model_that_reads_texts():
+    model = Reader()
+    next_item(Softmax(), COUNTS, torch.bfloat16)(model, BATCH)
+    assert model.dtypes == {torch.bfloat16}
 
 
 def test_an_objective_cannot_be_changed():
