@@ -5,6 +5,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+PIECE = 2**18
+"""Values that are dropped at once: 1 MB stays in the caches. [128, 2, 200, 200], the weights of an
+attention, takes 19 and 6 ms forward and backward on one thread; in one go it took 51 and 40."""
 
 
 class Dropout(nn.Module):
@@ -39,14 +44,27 @@ class _Drop(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         threshold = min(round(p * 2**16), 2**16 - 1)
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        keep = (words.view(torch.int16)[: x.numel()] >= threshold - 2**15).view(x.shape)
+        keep_N = words.view(torch.int16)[: x.numel()] >= threshold - 2**15
         # As bytes: to turn them into floats is 8 times faster than for bools.
-        keep = keep.view(torch.uint8)
-        ctx.save_for_backward(keep)
+        keep_N = keep_N.view(torch.uint8)
+        ctx.save_for_backward(keep_N)
         ctx.scale = 2**16 / (2**16 - threshold)
-        return x * keep.to(x.dtype).mul_(ctx.scale)
+        return _kept(x, keep_N, ctx.scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
-        return grad * keep.to(grad.dtype).mul_(ctx.scale), None
+        (keep_N,) = ctx.saved_tensors
+        return _kept(grad, keep_N, ctx.scale), None
+
+
+def _kept(x: Tensor, keep_N: Tensor, scale: float) -> Tensor:
+    """x * keep * scale, in the shape of x; keep_N uint8, 0 or 1 for each value in its order."""
+    x_N = x.contiguous().view(-1)
+    out_N = torch.empty_like(x_N)
+    factors = torch.empty(min(len(x_N), PIECE), dtype=x.dtype)
+    for start in range(0, len(x_N), PIECE):
+        part = slice(start, min(start + PIECE, len(x_N)))
+        factor = factors[: part.stop - start].copy_(keep_N[part]).mul_(scale)
+        torch.mul(x_N[part], factor, out=out_N[part])
+    return out_N.view(x.shape)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from recsys.layers import dropout
 from recsys.layers.dropout import Dropout
 
 
@@ -29,6 +30,23 @@ def test_the_gradient_passes_where_the_value_passed(shape):
     y, grad = dropped(0.5, shape)
     assert y.shape == shape
     assert torch.equal(y, grad)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 16, 140])
+def test_pieces_change_nothing(piece: int, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(1)
+    x, weight = torch.randn(5, 4, 7).transpose(0, 2), torch.randn(7, 4, 5)
+    found = []
+    for size in (dropout.PIECE, piece):
+        monkeypatch.setattr(dropout, "PIECE", size)
+        torch.manual_seed(2)
+        leaf = x.clone().requires_grad_()
+        y = Dropout(0.5).train()(leaf)
+        (y * weight).sum().backward()
+        found += [y.detach(), leaf.grad]
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+    assert torch.equal(found[1], (found[0] != 0) * weight / 0.5)
 
 
 def test_every_place_is_dropped_alike_and_independently():
