@@ -13,10 +13,7 @@ Every file is written aside and renamed, so a reader never meets half of one.
 import errno
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +27,9 @@ from recsys.config import from_dict
 from recsys.data.split import SplitConfig
 from recsys.data.tokenizer import ENCODER, TOKENIZER, Tokenizer
 from recsys.data.vocab import Vocab
-from recsys.errors import InputError, WorkError
+from recsys.errors import InputError
 from recsys.models.base import ReadsTexts, Recommender, SequenceModel, model_class, new_model
+from recsys.whole import folder_written_whole, written_whole
 
 CONFIG, WEIGHTS, ITEMS = "config.json", "model.safetensors", "items.parquet"
 HISTORY, METRICS, STATE = "history.jsonl", "metrics.json", "state/trainer.safetensors"
@@ -68,23 +66,6 @@ def device_of(wish: Device) -> torch.device:
             "--device cuda: no CUDA device is available here; use --device auto or cpu"
         )
     return torch.device("cuda" if available and wish != "cpu" else "cpu")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to, and rename it into place when the block ends well."""
-    aside = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        os.replace(aside, path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if _is_disk_full(error):
-            raise WorkError(
-                f"no space left to write {path}; what was there before is unharmed"
-            ) from error
-        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -251,12 +232,9 @@ def write_encoder(run: Path) -> None:
     weights, whole or not at all."""
     model = load_model(run)
     assert isinstance(model, ReadsTexts)
-    aside = run / f".{ENCODER}"
-    shutil.rmtree(aside, ignore_errors=True)
-    model.save_encoder(aside, len(Tokenizer.load(run)))
-    shutil.copy(run / TOKENIZER, aside / TOKENIZER)
-    shutil.rmtree(run / ENCODER, ignore_errors=True)
-    os.replace(aside, run / ENCODER)
+    with folder_written_whole(run / ENCODER) as aside:
+        model.save_encoder(aside, len(Tokenizer.load(run)))
+        shutil.copy(run / TOKENIZER, aside / TOKENIZER)
 
 
 def knows_by_text(described: dict[str, Any]) -> bool:
@@ -292,7 +270,3 @@ def _check_fit(
 def load_vocab(run: Path) -> Vocab:
     """Raw item ids of a run."""
     return Vocab(read_items(run)["item"])
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

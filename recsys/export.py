@@ -14,7 +14,6 @@ read again and compared with the model itself; a folder appears whole or not at 
 import importlib.metadata
 import importlib.util
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -43,6 +42,7 @@ from recsys.eval.evaluator import evaluate
 from recsys.eval.report import targets_of_run
 from recsys.layers.plain import in_plain_operations, sees_time
 from recsys.models.base import ReadsTexts, Recommender, Scorer, SequenceModel
+from recsys.whole import folder_written_whole
 
 Format = Literal["onnx", "torch"]
 FACTS, VECTORS = "export.json", "item_vectors.safetensors"
@@ -106,10 +106,12 @@ def export_run(
     something else; WorkError where the export does not answer as the model.
     """
     _check_wishes(format, int8)
+    out = run / f"export-{format}" if out is None else out
+    _check_export(out)
     model, num_items = _model_of(run), read_items(run).num_rows
     targets = targets_of_run(run, "test", dataset) if int8 else None
     timed, vectors_VD = sees_time(model), model.item_vectors().float()
-    with _folder_written_whole(run / f"export-{format}" if out is None else out) as aside:
+    with folder_written_whole(out) as aside:
         program, file = _program(model, timed), aside / FILES[format]
         query = (
             _write_onnx(program, file, timed) if format == "onnx" else _write_torch(program, file)
@@ -301,30 +303,11 @@ def _random_batch(
     return Batch(items_BT.masked_fill(padding_BT, PAD), lengths_B, times_BT)
 
 
-@contextmanager
-def _folder_written_whole(folder: Path) -> Iterator[Path]:
-    """Give a folder beside `folder` to write to, and put it in place when the block ends well.
-
-    InputError where `folder` holds something that is no export.
-    """
-    folder = folder.resolve()
+def _check_export(folder: Path) -> None:
+    """InputError where `folder` holds something that is no export."""
     holds = [folder] if folder.is_file() else list(folder.iterdir()) if folder.is_dir() else []
     if holds and not (folder / FACTS).is_file():
         raise InputError(f"{folder} exists and is not an export: choose another --out")
-    aside, before = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "before"))
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        shutil.rmtree(before, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, before)
-        os.replace(aside, folder)
-    finally:
-        if before.exists() and not folder.exists():
-            os.replace(before, folder)
-        for rest in (aside, before):
-            shutil.rmtree(rest, ignore_errors=True)
 
 
 @contextmanager

@@ -24,8 +24,6 @@ def order() -> list[list[str]]:
 
 
 RANK = {package: rank for rank, packages in enumerate(order()) for package in packages}
-BESIDE = {("config", "errors")}
-"""The one import between packages of the same place."""
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 """Modules whose readers run what a file tells them to."""
 
@@ -80,7 +78,7 @@ def test_a_package_imports_only_what_stands_to_its_right(file: Path):
     wrong = [
         used
         for used in sorted(packages_used(tree(file)) - {own})
-        if RANK.get(used, -1) <= RANK[own] and (own, used) not in BESIDE
+        if RANK.get(used, -1) <= RANK[own]
     ]
     assert wrong == []
 

@@ -30,39 +30,12 @@ from recsys.checkpoint import (
     write_json,
     write_lines,
     write_tensors,
-    written_whole,
 )
 from recsys.config import to_dict
 from recsys.errors import InputError, WorkError
 from recsys.models.base import model_class
 
 CATALOGUE = pa.table({"item": ["x", "y", "z"], "count": [2, 0, 5]})
-
-
-def test_a_file_appears_when_the_block_ends_well(tmp_path: Path):
-    path = tmp_path / "deep" / "file"
-    with written_whole(path) as aside:
-        aside.write_text("new")
-        assert aside.parent == path.parent
-        assert not path.exists()
-    assert path.read_text() == "new"
-    assert os.listdir(path.parent) == ["file"]
-
-
-@pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
-def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, error: BaseException):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def write() -> None:
-        with written_whole(path) as aside:
-            aside.write_text("half")
-            raise error
-
-    with pytest.raises(type(error)):
-        write()
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
 
 
 def disk_full(*args: Any, **kwargs: Any) -> None:

@@ -260,7 +260,7 @@ def test_an_export_that_fails_leaves_the_earlier_one(
             raise OSError("no")
         replace(one, other)
 
-    monkeypatch.setattr("recsys.export.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no"):
         export_run(run, "torch")
     assert contents(tmp_path) == before

@@ -5,7 +5,6 @@ later is described in the same way.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from recsys.data.encoder import encode_texts, encoder_digest, encoder_dim, unit
 from recsys.data.item_table import ID_COLUMNS
 from recsys.data.text import Report, item_attributes, need_package, sentences
 from recsys.errors import InputError
+from recsys.whole import written_whole
 
 ITEM_VECTORS = "item_vectors.safetensors"
 TFIDF_DIM = 256
@@ -45,13 +45,8 @@ class ItemVectors:
         from safetensors.numpy import save_file
 
         arrays, about = self._parts()
-        run.mkdir(parents=True, exist_ok=True)
-        aside = run / f"{ITEM_VECTORS}.part"
-        try:
+        with written_whole(run / ITEM_VECTORS) as aside:
             save_file(arrays, aside, metadata={"json": json.dumps(about)})
-            os.replace(aside, run / ITEM_VECTORS)
-        finally:
-            aside.unlink(missing_ok=True)
 
     def _parts(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays, plain values) that make the same again."""

@@ -1,6 +1,5 @@
 """Raw logs to data set folders: Ibis expressions, run by DuckDB inside the process, out of core."""
 
-import errno
 import json
 import os
 import shutil
@@ -30,6 +29,7 @@ from recsys.data.sessions import (
 )
 from recsys.data.text import without_text
 from recsys.errors import InputError, WorkError
+from recsys.whole import is_disk_full
 
 Duplicates = Literal["exact", "keep", "first", "last", "consecutive"]
 BATCH_ROWS = 1 << 20
@@ -117,7 +117,7 @@ def prepare(
         _prepare_into(staging / "whole", source, config, report)
         _replace(staging / "whole", out, staging / "old")
     except Exception as error:
-        if _is_disk_full(error):
+        if is_disk_full(error):
             raise WorkError(f"no space left in {out.parent} to prepare {source.name}") from None
         raise
     finally:
@@ -349,8 +349,3 @@ def _replace(new: Path, out: Path, old: Path) -> None:
     for other in old.iterdir():
         if other.name not in OWN_FILES:
             os.replace(other, out / other.name)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)

@@ -11,13 +11,14 @@ over the two years, items are launched on the way, and one purchase in twelve is
 
 import gzip
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from recsys.whole import written_whole
 
 SEED = 20260
 VERSION = 1
@@ -208,6 +209,5 @@ def _drawn(random: np.random.Generator, weight: np.ndarray) -> int:
 def _write(path: Path, records: list[dict[str, Any]]) -> None:
     """JSON lines, gzipped with no time in the header, so that a seed gives the same bytes."""
     lines = "".join(json.dumps(record) + "\n" for record in records)
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(gzip.compress(lines.encode(), mtime=0))
-    os.replace(aside, path)
+    with written_whole(path) as aside:
+        aside.write_bytes(gzip.compress(lines.encode(), mtime=0))

@@ -15,6 +15,7 @@ from recsys.data.download import download
 from recsys.data.formats import source_from_path
 from recsys.data.interactions import Columns, Source
 from recsys.errors import InputError, WorkError, nearest
+from recsys.whole import written_whole
 
 Report = Callable[[str], None]
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
@@ -268,10 +269,9 @@ def _fetched(
 
 def _extract(archive: Path, folder: Path, file: str) -> Path:
     """One expected member of the archive, whole or not at all; other members are not touched."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{file}.part"
     try:
         with (
+            written_whole(folder / file) as aside,
             zipfile.ZipFile(archive) as parts,
             parts.open(f"{folder.name}/{file}") as member,
             aside.open("wb") as out,
@@ -279,5 +279,4 @@ def _extract(archive: Path, folder: Path, file: str) -> Path:
             shutil.copyfileobj(member, out)
     except (zipfile.BadZipFile, KeyError) as error:
         raise WorkError(f"{archive} is not the archive that was expected: {error}") from None
-    os.replace(aside, folder / file)
     return folder / file

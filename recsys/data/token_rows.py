@@ -1,7 +1,6 @@
 """The tokens of a catalogue as one table of numbers, for models that read texts themselves."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from recsys.data.text import Report, item_attributes
 from recsys.data.tokenizer import Tokenizer, encoder_folder, train_tokenizer
 from recsys.data.tokens import item_tokens
 from recsys.errors import InputError
+from recsys.whole import written_whole
 
 TOKEN_ROWS = "item_tokens.json"
 """What a run folder keeps beside its tokenizer."""
@@ -57,9 +57,8 @@ class TokenRows:
             "max_item_tokens": self.max_item_tokens,
             "max_attribute_tokens": self.max_attribute_tokens,
         }
-        aside = run / f"{TOKEN_ROWS}.part"
-        aside.write_text(json.dumps(about) + "\n", encoding="utf-8")
-        os.replace(aside, run / TOKEN_ROWS)
+        with written_whole(run / TOKEN_ROWS) as aside:
+            aside.write_text(json.dumps(about) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, run: Path) -> "TokenRows":

@@ -1,6 +1,5 @@
 """Texts to numbers of tokens: a tokenizer learned from a catalogue, or one of an encoder."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from recsys.data.text import Attributes, need_package
 from recsys.errors import InputError
+from recsys.whole import written_whole
 
 if TYPE_CHECKING:
     import tokenizers
@@ -127,10 +127,8 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f"{TOKENIZER}.part"
-        self._tokenizer.save(str(aside))
-        os.replace(aside, folder / TOKENIZER)
+        with written_whole(folder / TOKENIZER) as aside:
+            self._tokenizer.save(str(aside))
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from recsys.checkpoint import HISTORY, written_whole
+from recsys.checkpoint import HISTORY
 from recsys.errors import InputError
+from recsys.whole import written_whole
 
 
 def plot_training(run: Path) -> Path | None:

@@ -6,7 +6,6 @@ Letters: B batch, L tokens of a text, D width.
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from recsys.errors import InputError
 from recsys.layers.dropout import Dropout
 from recsys.layers.feedforward import GELUFeedForward
 from recsys.layers.local_attention import LocalAttention, LocalAttentionWithGlobal
+from recsys.whole import written_whole
 
 NUM_TYPES = 3
 """Kinds of tokens: 0 [CLS], 1 of a key, 2 of a value."""
@@ -121,13 +121,12 @@ class TextEncoder(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors, from which `from_pretrained` reads it."""
-        folder.mkdir(parents=True, exist_ok=True)
         config = {"model_type": OWN_FAMILY, **asdict(self.config)}
         weights = {name: x.detach().cpu().contiguous() for name, x in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors.part")
-        os.replace(folder / "model.safetensors.part", folder / "model.safetensors")
-        (folder / "config.json.part").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        os.replace(folder / "config.json.part", folder / "config.json")
+        with written_whole(folder / "model.safetensors") as aside:
+            save_file(weights, aside)
+        with written_whole(folder / "config.json") as aside:
+            aside.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     @classmethod
     def from_pretrained(

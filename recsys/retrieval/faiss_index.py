@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from recsys.checkpoint import written_whole
 from recsys.errors import InputError, nearest
+from recsys.whole import written_whole
 
 IndexKind = Literal["flat", "hnsw", "ivf", "ivfpq", "sq"]
 CLASSES: dict[IndexKind, str] = {

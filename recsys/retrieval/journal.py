@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recsys.checkpoint import written_whole
 from recsys.errors import InputError, WorkError
+from recsys.whole import written_whole
 
 HEADER = {"recsys_journal": 1}
 

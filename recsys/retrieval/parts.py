@@ -14,8 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from recsys.checkpoint import read_json, write_json, written_whole
+from recsys.checkpoint import read_json, write_json
 from recsys.errors import InputError, WorkError
+from recsys.whole import written_whole
 
 PLAN = "plan.json"
 
