@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recsys.config import from_dict
+from recsys.data.sequences import SequenceDataset
 from recsys.data.split import SplitConfig
 from recsys.data.tokenizer import ENCODER, TOKENIZER, Tokenizer
 from recsys.data.vocab import Vocab
@@ -41,13 +42,13 @@ MODEL_FACTS: dict[str, type] = {"model.name": str, "dataset.items": int}
 """What a model cannot be loaded without, in config.json."""
 DATA_FACTS: dict[str, type] = {
     "dataset.path": str,
+    "dataset.name": str,
     "dataset.fingerprint": str,
 }
 """What the data of a run cannot be found and recognised without."""
 RUN_FACTS: dict[str, type] = {
     **MODEL_FACTS,
     **DATA_FACTS,
-    "dataset.name": str,
     "refit": bool,
     "split.kind": str,
     "split.target": str,
@@ -235,6 +236,27 @@ def write_encoder(run: Path) -> None:
     with folder_written_whole(run / ENCODER) as aside:
         model.save_encoder(aside, len(Tokenizer.load(run)))
         shutil.copy(run / TOKENIZER, aside / TOKENIZER)
+
+
+def data_of_run(
+    run: Path, config: dict[str, Any], dataset: SequenceDataset | None, other: bool = False
+) -> SequenceDataset:
+    """The data set a run was trained on, `dataset` where its folder has moved; or, where that is
+    asked for, `other` data. InputError where it is not what the run was trained on."""
+    about = config["dataset"]
+    if dataset is None:
+        folder = Path(about["path"])
+        if not (folder / "dataset.json").is_file():
+            raise InputError(
+                f"the data of {run} is no longer in {folder}: name its place with --data DIR"
+            )
+        dataset = SequenceDataset.load(folder)
+    if dataset.fingerprint != about["fingerprint"] and not other:
+        raise InputError(
+            f"{run} was trained on data {about['name']} {about['fingerprint'][:12]}, this is"
+            f" {dataset.name} {dataset.fingerprint[:12]}"
+        )
+    return dataset
 
 
 def knows_by_text(described: dict[str, Any]) -> bool:

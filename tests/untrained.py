@@ -71,7 +71,12 @@ def saved_run(
     model = random_model(name, settings, dataset.num_items)
     if name == "popular":
         model.counts_V = torch.randperm(dataset.num_items + 1).float()
-    about = {"items": dataset.num_items, "fingerprint": dataset.fingerprint, "path": str(data)}
+    about = {
+        "name": dataset.name,
+        "path": str(data),
+        "items": dataset.num_items,
+        "fingerprint": dataset.fingerprint,
+    }
     return write_run(run, model, name, settings, dataset.catalogue, dataset=about, split=cut or {})
 
 

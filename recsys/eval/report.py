@@ -10,6 +10,7 @@ import torch
 
 from recsys.checkpoint import (
     Device,
+    data_of_run,
     device_of,
     knows_by_text,
     load_model,
@@ -65,7 +66,7 @@ def evaluate_run(
     split_config = read_split(run, config)
     seen = seen or split_config.seen_items
     other = dataset is not None and knows_by_text(config["model"])
-    dataset = _the_data(run, config, dataset, other=other)
+    dataset = data_of_run(run, config, dataset, other=other)
     transfer = dataset.fingerprint != config["dataset"]["fingerprint"]
     parts = split(dataset, split_config)
     if config["refit"] and part == "valid" and not transfer:
@@ -128,7 +129,7 @@ def targets_of_run(
     """The targets that a run is to be asked about, as `evaluate` takes them; `dataset` stands in
     where the prepared folder has moved. InputError where it is not what the run was trained on."""
     config = read_config(run)
-    dataset, split_config = _the_data(run, config, dataset), read_split(run, config)
+    dataset, split_config = data_of_run(run, config, dataset), read_split(run, config)
     parts = split(dataset, split_config)
     return dataset, parts.test if part == "test" else parts.valid, split_config.seen_items
 
@@ -163,7 +164,7 @@ def compare_runs(
     if len(runs) < 2:
         raise InputError("compare takes two runs or more")
     ks, first = check_ks(ks), read_config(Path(runs[0]))
-    dataset = _the_data(Path(runs[0]), first, dataset)
+    dataset = data_of_run(Path(runs[0]), first, dataset)
     split_config = read_split(Path(runs[0]), first)
     seen = seen or split_config.seen_items
     wanted, queries = _shared(Path(runs[0]), first), split(dataset, split_config).test
@@ -247,23 +248,3 @@ def _baselines(
         fit_counting(model, dataset, histories)
         results[name] = evaluate(model, dataset, queries, seen)
     return results
-
-
-def _the_data(
-    run: Path, config: dict[str, Any], dataset: SequenceDataset | None, other: bool = False
-) -> SequenceDataset:
-    """The data set a run was trained on, or, where that is asked for, `other` data."""
-    about = config["dataset"]
-    if dataset is None:
-        folder = Path(about["path"])
-        if not (folder / "dataset.json").is_file():
-            raise InputError(
-                f"the data of {run} is no longer in {folder}: name its place with --data DIR"
-            )
-        dataset = SequenceDataset.load(folder)
-    if dataset.fingerprint != about["fingerprint"] and not other:
-        raise InputError(
-            f"{run} was trained on data {about['name']} {about['fingerprint'][:12]}, this is"
-            f" {dataset.name} {dataset.fingerprint[:12]}"
-        )
-    return dataset

@@ -10,7 +10,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recsys.checkpoint import DATA_FACTS, WEIGHTS, read_config, read_split, sha256_of
+from recsys.checkpoint import (
+    DATA_FACTS,
+    WEIGHTS,
+    data_of_run,
+    read_config,
+    read_split,
+    sha256_of,
+)
 from recsys.data.loader import collate, flat_positions
 from recsys.data.sequences import SequenceDataset
 from recsys.errors import InputError, Interrupted
@@ -60,7 +67,7 @@ def recommend_all(
     WorkError where another process failed; Interrupted on Ctrl-C, once a part is written.
     """
     config = read_config(run, {**DATA_FACTS, "split": dict})
-    dataset = _the_data(run, config["dataset"], data)
+    dataset = data_of_run(run, config, None if data is None else SequenceDataset.load(data))
     if k < 1:
         raise InputError(f"-k takes a whole number from 1, got {k}")
     if users_a_part < 1:
@@ -144,15 +151,6 @@ def _gone_on_with(parts: Parts, alone: bool) -> Iterator[None]:
                 " goes on with the others"
             ) from None
         raise
-
-
-def _the_data(run: Path, about: dict[str, Any], moved: Path | None) -> SequenceDataset:
-    dataset = SequenceDataset.load(moved or about["path"])
-    if dataset.fingerprint != about["fingerprint"]:
-        raise InputError(
-            f"{run} was trained on other data than {dataset.name} in {moved or about['path']}"
-        )
-    return dataset
 
 
 def _schema(retriever: Retriever, dataset: SequenceDataset) -> pa.Schema:
