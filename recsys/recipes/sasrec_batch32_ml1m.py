@@ -1,4 +1,4 @@
-"""SASRec with a falling learning rate, for MovieLens-1M (6,040 users, 3,416 films).
+"""SASRec in four times as many steps, with a falling learning rate, for MovieLens-1M.
 
 Not measured yet.
 """
@@ -16,10 +16,10 @@ def recipe() -> RunConfig:
         model=SASRec.Config(dim=128, num_layers=2, num_heads=2, max_len=200, dropout=0.3),
         loss=Softmax(),
         trainer=TrainerConfig(
-            epochs=45,
-            batch_size=128,
+            epochs=30,
+            batch_size=32,
             long_histories="windows",
-            lr=2e-3,
+            lr=1e-3,
             schedule="cosine",
             warmup_steps=200,
             validate_every=2,
