@@ -75,31 +75,21 @@ def evaluate_run(
         )
     queries = parts.test if part == "test" else parts.valid
     histories = parts.refit if config["refit"] else parts.train
-    place = device_of(device)
     started = time.perf_counter()
+    asked = dataset, queries, seen
     if transfer:
-        if through == "index":
-            raise InputError(f"the index of {run} holds other items: use --through exact")
-        features_VF = load_item_features(run).padded(dataset.catalogue)
-        model = load_model(run, place, features_VF=torch.from_numpy(features_VF))
-        evaluation = evaluate(model, dataset, queries, seen, place)
+        evaluation = _transferred(run, *asked, through, device_of(device))
     elif through == "index":
-        retriever = Retriever.load(run, index="index")
-        evaluation = evaluate_through(retriever, dataset, queries, seen, max(ks))
+        evaluation = evaluate_through(Retriever.load(run, index="index"), *asked, max(ks))
     else:
-        evaluation = evaluate(load_model(run, place), dataset, queries, seen, place)
+        place = device_of(device)
+        evaluation = evaluate(load_model(run, place), *asked, place)
     metrics = evaluation.with_intervals(ks)
     seconds = time.perf_counter() - started
     baselines = _baselines(dataset, histories, queries, seen)
     cold_Q = _never_trained(dataset, histories, queries)
     return {
-        "data": {
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "users": len(dataset),
-            "items": dataset.num_items,
-            "interactions": len(dataset.items),
-        },
+        "data": _described(dataset),
         "split": {
             **parts.info,
             "part": part,
@@ -120,6 +110,32 @@ def evaluate_run(
         "metrics": metrics,
         "baselines": {name: found.metrics(ks) for name, found in baselines.items()},
         **({"cold": _cold(evaluation, baselines, cold_Q, ks)} if cold_Q.any() else {}),
+    }
+
+
+def _transferred(
+    run: Path,
+    dataset: SequenceDataset,
+    queries: Queries,
+    seen: Seen,
+    through: Through,
+    device: torch.device,
+) -> Evaluation:
+    """Other data, over which a model that knows items by their text is tried as it is."""
+    if through == "index":
+        raise InputError(f"the index of {run} holds other items: use --through exact")
+    features_VF = load_item_features(run).padded(dataset.catalogue)
+    model = load_model(run, device, features_VF=torch.from_numpy(features_VF))
+    return evaluate(model, dataset, queries, seen, device)
+
+
+def _described(dataset: SequenceDataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "users": len(dataset),
+        "items": dataset.num_items,
+        "interactions": len(dataset.items),
     }
 
 
