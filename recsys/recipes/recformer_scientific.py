@@ -23,11 +23,11 @@ def recipe() -> RunConfig:
         ),
         loss=Softmax(),
         trainer=TrainerConfig(
-            epochs=8,
+            epochs=6,
             batch_size=32,
             lr=1e-4,
             schedule="linear",
             warmup_steps=100,
-            validate_every=4,
+            validate_every=3,
         ),
     )
