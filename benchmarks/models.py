@@ -3,8 +3,11 @@
     RECSYS_DATA=… python benchmarks/models.py                      (all)
     RECSYS_DATA=… python benchmarks/models.py lru_rec sasrec       (some)
 
-d = 64, 2 layers, full softmax, batches of 128 histories of at most 50 and 200 items of Beauty and
-MovieLens-1M, by the trainer itself; each case in a process of its own. Run nothing beside it.
+    RECSYS_DATA=… python benchmarks/models.py --only ml1m 200      (one data set and length)
+
+d = 64, 2 layers, full softmax, batches of 128 histories of at most 50 and 200 items, by the trainer
+itself; each case in a process of its own. As their recipes do, Beauty gives the last items of every
+history, MovieLens-1M all of it in windows. Run nothing beside it.
 """
 
 import dataclasses
@@ -19,7 +22,7 @@ from typing import Any
 import torch
 from machine import emit, recsys, source
 
-from recsys.data.loader import TrainLoader
+from recsys.data.loader import TrainLoader, windows
 from recsys.data.sequences import SequenceDataset
 from recsys.data.split import Histories, SplitConfig, split
 from recsys.models.base import SequenceModel, model_class, model_names
@@ -52,10 +55,12 @@ class Silent:
 
 
 def build(name: str, num_items: int, max_len: int) -> Any:
-    """A fresh model of the compared shape."""
+    """A fresh model of the compared shape, or of so many layers: mamba_rec-1."""
+    name, _, layers = name.partition("-")
     kind = model_class(name)
     known = {field.name for field in dataclasses.fields(kind.Config)}
-    shape = {key: value for key, value in {**SHAPE, "max_len": max_len}.items() if key in known}
+    wanted = {**SHAPE, "num_layers": int(layers or SHAPE["num_layers"]), "max_len": max_len}
+    shape = {key: value for key, value in wanted.items() if key in known}
     torch.manual_seed(0)
     return kind(kind.Config(**shape), num_items)
 
@@ -69,6 +74,8 @@ def training(name: str, data: str, max_len: int) -> dict[str, Any]:
     keep_freed_memory()
     dataset = SequenceDataset.load(FOLDER / data)
     histories = split(dataset, SplitConfig()).train
+    if data == "ml1m":
+        histories = windows(histories, max_len + 1)
     every = max(1, len(histories) // (BATCH * BATCHES[data]))
     some = Histories(histories.user[::every], histories.start[::every], histories.end[::every])
     model = build(name, dataset.num_items, max_len)
@@ -107,18 +114,17 @@ def one_event(name: str, data: str, max_len: int) -> dict[str, Any]:
     return {"step_and_top10_ms": found}
 
 
-def main(names: list[str]) -> None:
-    """Every model, every data set, every length, each alone in its process."""
+def main(names: list[str], cases: list[tuple[str, int]]) -> None:
+    """Every model on every data set and length, each alone in its process."""
     for data in BATCHES:
         if not (FOLDER / data).exists():
             recsys("data", "prepare", source(data), "--out", FOLDER / data)
-    for data in BATCHES:
-        for max_len in LENGTHS:
-            for name in names:
-                command = [sys.executable, __file__, "--case", name, data, str(max_len)]
-                answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                figures = json.loads(answer.splitlines()[-1])
-                emit(f"model {name}, {data}, length {max_len}", figures, "models.jsonl")
+    for data, max_len in cases:
+        for name in names:
+            command = [sys.executable, __file__, "--case", name, data, str(max_len)]
+            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            figures = json.loads(answer.splitlines()[-1])
+            emit(f"model {name}, {data}, length {max_len}", figures, "models.jsonl")
 
 
 if __name__ == "__main__":
@@ -128,4 +134,8 @@ if __name__ == "__main__":
         print(json.dumps(case | one_event(model_name, data_name, length)))
     else:
         learned = [n for n in model_names() if issubclass(model_class(n), SequenceModel)]
-        main(sys.argv[1:] or learned)
+        words = sys.argv[1:]
+        chosen = [(data, length) for data in BATCHES for length in LENGTHS]
+        if words[:1] == ["--only"]:
+            chosen, words = [(words[1], int(words[2]))], words[3:]
+        main(words or learned, chosen)
