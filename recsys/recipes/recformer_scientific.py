@@ -17,17 +17,17 @@ def recipe() -> RunConfig:
         model=Recformer.Config(
             encoder="sentence-transformers/all-MiniLM-L6-v2",
             pooling="newest",
-            max_len=6,
-            max_tokens=256,
+            max_len=3,
+            max_tokens=160,
             max_item_tokens=48,
         ),
         loss=Softmax(),
         trainer=TrainerConfig(
-            epochs=6,
+            epochs=4,
             batch_size=32,
             lr=1e-4,
             schedule="linear",
             warmup_steps=100,
-            validate_every=3,
+            validate_every=4,
         ),
     )
