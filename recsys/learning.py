@@ -54,6 +54,7 @@ class Learning:
                 self._load_state(trainer, saved, meta)
             trainer.fit(lambda: self._validate(trainer), watcher)
             if self.config.trainer.epochs == 0 and self.accelerator.is_main_process:
+                trainer.model.start_epoch(0)
                 watcher.better(trainer.model)
                 checkpoint.write_lines(self.run / checkpoint.HISTORY, [])
             saved, records = {}, trainer_records(trainer, "train")

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from commands import done, refused
+
+from recsys.checkpoint import load_model
 
 TINY = [
     *("--set", "model.dim=16", "--set", "model.hidden_dim=32", "--set", "model.num_layers=1"),
@@ -63,6 +66,8 @@ def test_a_training_starts_from_a_pretrained_encoder_and_its_sizes(shops: tuple[
     assert (config["dim"], config["num_layers"], config["hidden_dim"]) == (16, 1, 32)
     assert zero.json["metrics"].keys() == found.json["metrics"].keys()
     assert Path("zero/history.jsonl").read_text() == ""
+    norm_V = load_model(Path("zero")).item_vectors()[1:].norm(dim=1)
+    torch.testing.assert_close(norm_V, torch.full_like(norm_V, 1 / 0.05))
     tuned = ["--set", "trainer.epochs=1", "--set", "trainer.batch_size=16"]
     done(*words, "--out", "run", *tuned)
     over = done("eval", "run", "--data", two, "--json").json

@@ -96,7 +96,8 @@ class SequenceModel(Recommender):
         """Compute anew what is kept of some items (all, where not said which). Mostly nothing."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Before an epoch of training, counted from 0: renew what is kept from one to the next.
+        """Before an epoch of training, counted from 0, or in its place where a model is taken as it
+        begins: renew what is kept from one to the next.
 
         Nothing, for most models. What is renewed belongs to the state dict, so that training goes
         on in the middle of an epoch where it was stopped.

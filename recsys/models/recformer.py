@@ -131,7 +131,7 @@ class Recformer(SequenceModel):
         self.encoder = TextEncoder(_sizes(config))
 
     def begin(self, report: Report) -> None:
-        """Take the weights of the encoder to start from, and encode the items."""
+        """Take the weights of the encoder to start from."""
         if self.config.encoder:
             folder = encoder_folder(self.config.encoder)
             self.encoder = TextEncoder.from_pretrained(
@@ -143,7 +143,6 @@ class Recformer(SequenceModel):
                 dropout=self.config.dropout,
                 report=report,
             ).to(self.items.table.device)
-        self.renew()
 
     def start_epoch(self, epoch: int) -> None:
         """Encode the items anew in the first stage of training."""

@@ -61,6 +61,7 @@ def untrained(name: str) -> Any:
     model = new_model(name, tiny_config(name), NUM_ITEMS, toy_features(name)).eval()
     if isinstance(model, SequenceModel):
         model.begin(print)
+        model.start_epoch(0)
     return model
 
 
