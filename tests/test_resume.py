@@ -106,6 +106,18 @@ def whole_refit(data: Path) -> Path:
     return run
 
 
+def test_a_refit_may_be_asked_for_later(data: Path, whole_refit: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    assert recsys(*training(data, run)).code == 0
+    assert json.loads((run / "metrics.json").read_text())["protocol"]["refit"] is False
+    answer = recsys("train", "--resume", "--refit", "--out", run, "--device", "cpu")
+    assert answer.code == 0, answer.err
+    assert outcome(run) == outcome(whole_refit)
+    # Nothing is trained again, and the refit is not taken back.
+    assert recsys("train", "--resume", "--out", run, "--device", "cpu").code == 0
+    assert outcome(run) == outcome(whole_refit)
+
+
 SLOW = """
 import time
 from recsys.training import watch
@@ -248,7 +260,7 @@ def test_a_run_is_not_begun_twice_without_resume(data: Path, whole: Path):
         (["--set", "trainer.lr=0.5"], "trainer.lr was 0.01, is 0.5"),
         (["--set", "loss.name=gbce"], "loss.name was bce, is gbce"),
         (["--seed", 4], "seed was 3, is 4"),
-        (["--refit"], "refit was False, is True"),
+        (["--refit", "--set", "trainer.lr=0.5"], "trainer.lr was 0.01, is 0.5"),
         (["--model", "popular"], "model.name was sasrec, is popular"),
     ],
 )
