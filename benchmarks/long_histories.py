@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import emit, recsys, source
+from machine import emit, recsys, source, trained
 
 from recsys.checkpoint import load_model
 from recsys.data.sequences import SequenceDataset
@@ -44,18 +44,14 @@ FACTORS = (1.0, 1.25, 1.5, 2.0, 4.0)
 SHAPE = {"dim": 64, "num_layers": 2, "dropout": 0.2, "max_len": TRAINED}
 
 
-def trained(name: str, data: Path) -> Path:
+def run_of(name: str, data: Path) -> Path:
     """The run of a model, trained here if it is not there yet."""
-    run = FOLDER / name
-    if not (run / "metrics.json").exists():
-        known = {field.name for field in dataclasses.fields(model_class(name).Config)}
-        settings = [f"model.{key}={value}" for key, value in SHAPE.items() if key in known]
-        settings += ["trainer.batch_size=128", "trainer.long_histories=windows"]
-        settings += [f"trainer.epochs={EPOCHS}", "trainer.patience=0", "trainer.validate_every=4"]
-        options = [word for setting in settings for word in ("--set", setting)]
-        resume = ["--resume"] if run.exists() else []
-        recsys("train", "--model", name, "--data", data, "--out", run, *options, *resume)
-    return run
+    known = {field.name for field in dataclasses.fields(model_class(name).Config)}
+    settings = [f"model.{key}={value}" for key, value in SHAPE.items() if key in known]
+    settings += ["trainer.batch_size=128", "trainer.long_histories=windows"]
+    settings += [f"trainer.epochs={EPOCHS}", "trainer.patience=0", "trainer.validate_every=4"]
+    command = ["train", "--model", name, "--data", data]
+    return trained(FOLDER / name, *command, settings=settings)
 
 
 def measure(name: str, data: Path) -> dict[str, Any]:
@@ -67,7 +63,7 @@ def measure(name: str, data: Path) -> dict[str, Any]:
     dataset = SequenceDataset.load(data)
     parts = split(dataset, SplitConfig())
     valid, test = (_of_long_histories(dataset, queries) for queries in (parts.valid, parts.test))
-    run = trained(name, data)
+    run = run_of(name, data)
     found = {
         "users": len(test),
         "trained_on": TRAINED,

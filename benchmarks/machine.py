@@ -33,6 +33,15 @@ def recsys(*arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "recsys.cli", *map(str, arguments)], check=True)
 
 
+def trained(run: Path, *command: str | Path, settings: list[str]) -> Path:
+    """`run`, made by a command with these settings where it is not there yet, or gone on with."""
+    if not (run / "metrics.json").exists():
+        options = [word for setting in settings for word in ("--set", setting)]
+        resume = ["--resume"] if run.exists() else []
+        recsys(*command, "--out", run, *options, *resume)
+    return run
+
+
 def source(data: str) -> str:
     """What `--data` takes for one of DATA."""
     place = Path(os.environ.get("RECSYS_DATA", "")) / DATA[data]

@@ -2,7 +2,6 @@
 
     RECSYS_DATA=… python benchmarks/models.py                      (all)
     RECSYS_DATA=… python benchmarks/models.py lru_rec sasrec       (some)
-
     RECSYS_DATA=… python benchmarks/models.py --only ml1m 200      (one data set and length)
 
 d = 64, 2 layers, full softmax, batches of 128 histories of at most 50 and 200 items, by the trainer

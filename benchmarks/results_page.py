@@ -60,6 +60,12 @@ def read_results() -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
+def before_refit(result: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of the model that has trained on the training part alone."""
+    metrics: dict[str, Any] = result["without_refit" if result["protocol"]["refit"] else "metrics"]
+    return metrics
+
+
 def page() -> str:
     """The whole of docs/results.md."""
     results = read_results()
@@ -97,8 +103,8 @@ def _measured(data: str, rows: dict[str, dict[str, Any]]) -> str:
     ]
     ordered = sorted(rows.items(), key=lambda row: -row[1]["metrics"][other]["value"])
     for name, result in ordered:
+        before = before_refit(result)
         refit = result["protocol"]["refit"]
-        before = result["without_refit"] if refit else result["metrics"]
         after = _pair(result["metrics"], one, other) if refit else "not run"
         epochs = f"{result['best_epoch']}{'' if result['converged'] else ', not converged'}"
         lines.append(

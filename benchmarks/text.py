@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from machine import emit, minilm, read_lines, recsys, source
+from machine import emit, minilm, read_lines, recsys, source, trained
 
 from recsys.eval.report import compare_runs, evaluate_run
 
@@ -42,22 +42,17 @@ def prepared(data: str) -> Path:
     return folder
 
 
-def trained(data: str, encoder: str) -> Path:
+def run_of(data: str, encoder: str) -> Path:
     """The run of one of the encoders, trained here if it is not there yet."""
-    run = FOLDER / f"{data}-{encoder}"
-    if not (run / "metrics.json").exists():
-        settings = [*SETTINGS[data], f"model.item_encoder={encoder.removesuffix(MINILM)}"]
-        settings += [f"model.item_vectors={minilm()}"] if encoder.endswith(MINILM) else []
-        options = [word for setting in settings for word in ("--set", setting)]
-        resume = ["--resume"] if run.exists() else []
-        command = ["train", "--model", "sasrec", "--data", prepared(data), "--out", run]
-        recsys(*command, *options, *resume)
-    return run
+    settings = [*SETTINGS[data], f"model.item_encoder={encoder.removesuffix(MINILM)}"]
+    settings += [f"model.item_vectors={minilm()}"] if encoder.endswith(MINILM) else []
+    command = ["train", "--model", "sasrec", "--data", prepared(data)]
+    return trained(FOLDER / f"{data}-{encoder}", *command, settings=settings)
 
 
 def measure(data: str, encoders: list[str]) -> dict[str, Any]:
     """Test metrics of each, the difference to the first, seconds an epoch, and cold targets."""
-    runs = {encoder: trained(data, encoder) for encoder in encoders}
+    runs = {encoder: run_of(data, encoder) for encoder in encoders}
     compared = compare_runs(list(runs.values()), (10,))
     figures: dict[str, Any] = {"settings": SETTINGS[data]}
     for (encoder, run), row in zip(runs.items(), compared["runs"], strict=True):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from machine import emit, minilm, recsys
+from machine import emit, minilm, trained
 from text import FOLDER, prepared
 
 from recsys.recipes import recipe
@@ -33,27 +33,19 @@ def like_the_last_item(encoder: str, name: str) -> dict[str, Any]:
 
 def pretrained() -> str:
     """The run of the pretraining, made here if it is not there yet."""
-    run, of = FOLDER / "recformer-pretrained", recipe(RECIPE)
-    if not (run / "metrics.json").exists():
-        settings = [f"model.encoder={minilm()}", "trainer.epochs=1"]
-        settings += [f"model.{name}={getattr(of.model, name)}" for name in SHARED]
-        settings += [f"trainer.batch_size={of.trainer.batch_size}", f"trainer.lr={of.trainer.lr}"]
-        options = [word for setting in settings for word in ("--set", setting)]
-        sources = [word for data in ("beauty", "ml1m-text") for word in ("--data", prepared(data))]
-        resume = ["--resume"] if run.exists() else []
-        recsys("pretrain", *sources, "--out", run, *options, *resume)
-    return str(run)
+    of = recipe(RECIPE)
+    settings = [f"model.encoder={minilm()}", "trainer.epochs=1"]
+    settings += [f"model.{name}={getattr(of.model, name)}" for name in SHARED]
+    settings += [f"trainer.batch_size={of.trainer.batch_size}", f"trainer.lr={of.trainer.lr}"]
+    sources = [word for data in ("beauty", "ml1m-text") for word in ("--data", prepared(data))]
+    return str(trained(FOLDER / "recformer-pretrained", "pretrain", *sources, settings=settings))
 
 
 def _run(name: str, encoder: str, settings: list[str]) -> dict[str, Any]:
     """The recipe with some settings changed, trained here if it is not there yet."""
-    run = FOLDER / f"recformer-{name}"
-    if not (run / "metrics.json").exists():
-        settings = [f"model.encoder={encoder}", *settings]
-        options = [word for setting in settings for word in ("--set", setting)]
-        resume = ["--resume"] if run.exists() else []
-        data = prepared("scientific")
-        recsys("train", "--recipe", RECIPE, "--data", data, "--out", run, *options, *resume)
+    command = ["train", "--recipe", RECIPE, "--data", prepared("scientific")]
+    settings = [f"model.encoder={encoder}", *settings]
+    run = trained(FOLDER / f"recformer-{name}", *command, settings=settings)
     found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     return {key: found[key] for key in KEPT if key in found}
 

@@ -10,7 +10,6 @@
 Every file is written aside and renamed, so a reader never meets half of one.
 """
 
-import errno
 import hashlib
 import json
 import shutil
@@ -127,14 +126,7 @@ def write_tensors(
     """Write tensors, and JSON values in the header of the same file, whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with written_whole(path) as aside:
-        try:
-            save_file(
-                plain, aside, metadata={"json": json.dumps(meta)} if meta is not None else None
-            )
-        except SafetensorError as error:
-            if "No space left" in str(error):
-                raise OSError(errno.ENOSPC, str(error)) from error
-            raise
+        save_file(plain, aside, metadata={"json": json.dumps(meta)} if meta is not None else None)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

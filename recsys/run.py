@@ -243,14 +243,7 @@ def _open_run(
     """Make the folder with its config.json, or check that it can be resumed; whether its items are
     to be written. A refit may be asked for when the training is over."""
     described = config.as_dict()
-    about = {
-        "name": dataset.name,
-        "path": str(folder),
-        "fingerprint": dataset.fingerprint,
-        "users": len(dataset),
-        "items": dataset.num_items,
-        "interactions": len(dataset.items),
-    }
+    about = {"name": dataset.name, "path": str(folder), **dataset.facts}
     if (run / checkpoint.CONFIG).is_file():
         if not resume:
             raise InputError(

@@ -17,17 +17,13 @@ def written_whole(path: Path) -> Iterator[Path]:
     Folders on the way are made. WorkError where the disk is full.
     """
     aside = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        os.replace(aside, path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if is_disk_full(error):
-            raise WorkError(
-                f"no space left to write {path}; what was there before is unharmed"
-            ) from error
-        raise
+    with _a_full_disk_told(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -36,27 +32,34 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     aside, before = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "before"))
     shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        shutil.rmtree(before, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, before)
-        os.replace(aside, folder)
-    except BaseException as error:
-        if is_disk_full(error):
-            raise WorkError(
-                f"no space left to write {folder}; what was there before is unharmed"
-            ) from error
-        raise
-    finally:
-        if before.exists() and not folder.exists():
-            os.replace(before, folder)
-        for rest in (aside, before):
-            shutil.rmtree(rest, ignore_errors=True)
+    with _a_full_disk_told(folder):
+        try:
+            aside.mkdir(parents=True)
+            yield aside
+            shutil.rmtree(before, ignore_errors=True)
+            if folder.exists():
+                os.replace(folder, before)
+            os.replace(aside, folder)
+        finally:
+            if before.exists() and not folder.exists():
+                os.replace(before, folder)
+            for rest in (aside, before):
+                shutil.rmtree(rest, ignore_errors=True)
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or what a library made of it, says that there is no space left."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "No space left on device" in str(error)
+
+
+@contextmanager
+def _a_full_disk_told(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if is_disk_full(error):
+            raise WorkError(
+                f"no space left to write {place}; what was there before is unharmed"
+            ) from error
+        raise

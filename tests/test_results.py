@@ -25,5 +25,5 @@ def test_a_result_belongs_to_its_recipe_and_stands_in_its_docstring(name: str):
     sessions = found["split"]["kind"] == "sessions"
     said = " ".join((importlib.import_module(f"recsys.recipes.{name}").__doc__ or "").split())
     for metric in ("hr@20", "mrr@20") if sessions else ("hr@10", "ndcg@10"):
-        for metrics in (found.get("without_refit", found["metrics"]), found["metrics"]):
+        for metrics in (results_page.before_refit(found), found["metrics"]):
             assert f"{metrics[metric]['value']:.4f}" in said

@@ -63,6 +63,17 @@ class SequenceDataset:
         return self.info["fingerprint"]
 
     @property
+    def facts(self) -> dict[str, str | int]:
+        """What a run and its metrics say of the data."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "users": len(self),
+            "items": self.num_items,
+            "interactions": len(self.items),
+        }
+
+    @property
     def test_users(self) -> int:
         """How many of the last sequences are a test set that was given apart."""
         return self.info.get("test_users", 0)

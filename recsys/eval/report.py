@@ -89,7 +89,7 @@ def evaluate_run(
     baselines = _baselines(dataset, histories, queries, seen)
     cold_Q = _never_trained(dataset, histories, queries)
     return {
-        "data": _described(dataset),
+        "data": dataset.facts,
         "split": {
             **parts.info,
             "part": part,
@@ -127,16 +127,6 @@ def _transferred(
     features_VF = load_item_features(run).padded(dataset.catalogue)
     model = load_model(run, device, features_VF=torch.from_numpy(features_VF))
     return evaluate(model, dataset, queries, seen, device)
-
-
-def _described(dataset: SequenceDataset) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "users": len(dataset),
-        "items": dataset.num_items,
-        "interactions": len(dataset.items),
-    }
 
 
 def targets_of_run(

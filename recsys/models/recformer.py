@@ -232,13 +232,13 @@ class Recformer(SequenceModel):
         """
         text = self.items.text(newest_BT, self.config.max_tokens)
         count_B = text[3].sum(1)
-        parts = []
-        for rows in like_length(count_B, TOKENS_AT_ONCE[count_B.device.type]):
+        groups, parts = like_length(count_B, TOKENS_AT_ONCE[count_B.device.type]), []
+        for rows in groups:
             length = _rounded(int(count_B[rows[-1]]))
             token_NL, type_NL, item_NL, real_NL = (x_BL[rows, :length] for x_BL in text)
             x_NLD = self.encoder(token_NL, type_NL, item_NL, real_NL)
             parts.append(self._pooled(x_NLD, item_NL, real_NL))
-        return torch.cat(parts)[count_B.argsort(stable=True).argsort()]
+        return torch.cat(parts)[torch.cat(groups).argsort()]
 
     def _pooled(self, x_BLD: Tensor, item_BL: Tensor, real_BL: Tensor) -> Tensor:
         """[B, D] of length 1."""

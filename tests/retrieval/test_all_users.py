@@ -98,7 +98,9 @@ def test_data_that_has_moved_is_named(shop, tmp_path):
 def test_other_data_is_refused(shop, tmp_path):
     prepare(log(seed=1), tmp_path / "other")
     run, out = shop / "sasrec", tmp_path / "out.parquet"
-    with pytest.raises(InputError, match=r"was trained on data .*, this is "):
+    with pytest.raises(
+        InputError, match=r"was trained on data .* [0-9a-f]{12}, this is dataframe [0-9a-f]{12}$"
+    ):
         recommend_all(run, Retriever.load(run), out, 5, tmp_path / "other")
     assert not out.exists()
 
