@@ -1,7 +1,8 @@
-"""Vectors of 16 numbers in Numba kernels, for sums that must stay in registers.
+"""Vectors of 16 real or 8 complex numbers in Numba kernels, for sums that must stay in registers.
 
 Numba's own loops keep a running row of sums in memory, and test at every start of a short loop
 whether its arrays overlap: for the rows of a head (32 to 64 numbers) that took 1.5 times as long.
+Loops over complex numbers it leaves to one number at a time.
 """
 
 from typing import Any
@@ -12,22 +13,36 @@ from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
 LANES = 16
-"""One AVX-512 register of float32; elsewhere the compiler makes several registers of it."""
+"""Real numbers in a vector: one AVX-512 register of float32; elsewhere the compiler makes several
+registers of it. A complex number takes two, its real part first, as in memory."""
 
 
 class Lanes(types.Type):
-    """Type of a vector."""
+    """Type of a vector of float32, float64, complex64 or complex128."""
 
-    def __init__(self, dtype: types.Float) -> None:
+    def __init__(self, dtype: types.Float | types.Complex) -> None:
         self.dtype = dtype
+        self.is_complex = isinstance(dtype, types.Complex)
+        self.part = dtype.underlying_float if isinstance(dtype, types.Complex) else dtype
         super().__init__(name=f"Lanes({dtype})")
 
 
 @register_model(Lanes)
 class _Vector(models.PrimitiveModel):
     def __init__(self, manager: Any, lanes: Lanes) -> None:
-        element = ir.FloatType() if lanes.dtype == types.float32 else ir.DoubleType()
+        element = ir.FloatType() if lanes.part == types.float32 else ir.DoubleType()
         super().__init__(manager, lanes, ir.VectorType(element, LANES))
+
+
+@intrinsic
+def per_vector(typing_context: Any, array: Any) -> Any:
+    """How many numbers of `array` a vector holds."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        count = LANES // 2 if Lanes(signature.args[0].dtype).is_complex else LANES
+        return context.get_constant(types.intp, count)
+
+    return types.intp(array), generate
 
 
 def _place(context: Any, builder: Any, array: Any, value: Any, index: Any) -> Any:
@@ -45,22 +60,22 @@ def _row(array: Any, index: Any) -> bool:
 
 @intrinsic
 def load(typing_context: Any, array: Any, index: Any) -> Any:
-    """array[index : index + LANES]."""
+    """array[index : index + per_vector(array)]."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place = _place(context, builder, signature.args[0], *arguments)
-        return builder.load(place, align=signature.args[0].dtype.bitwidth // 8)
+        return builder.load(place, align=signature.return_type.part.bitwidth // 8)
 
     return (Lanes(array.dtype)(array, types.intp), generate) if _row(array, index) else None
 
 
 @intrinsic
 def store(typing_context: Any, array: Any, index: Any, x: Any) -> Any:
-    """array[index : index + LANES] = x."""
+    """array[index : index + per_vector(array)] = x."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place = _place(context, builder, signature.args[0], *arguments[:2])
-        builder.store(arguments[2], place, align=signature.args[0].dtype.bitwidth // 8)
+        builder.store(arguments[2], place, align=signature.args[2].part.bitwidth // 8)
         return context.get_dummy_value()
 
     fits = _row(array, index) and x == Lanes(array.dtype)
@@ -69,17 +84,16 @@ def store(typing_context: Any, array: Any, index: Any, x: Any) -> Any:
 
 @intrinsic
 def splat(typing_context: Any, x: Any) -> Any:
-    """The number x in every lane."""
+    """The real number x in every lane."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         vector = context.get_value_type(signature.return_type)
         first = builder.insert_element(
             ir.Constant(vector, ir.Undefined), arguments[0], ir.Constant(ir.IntType(32), 0)
         )
-        same = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), same)
+        return _shuffled(builder, first, [0] * LANES)
 
-    return Lanes(x)(x), generate
+    return (Lanes(x)(x), generate) if isinstance(x, types.Float) else None
 
 
 @intrinsic
@@ -107,6 +121,8 @@ def multiply(typing_context: Any, x: Any, y: Any) -> Any:
     """x * y."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if signature.return_type.is_complex:
+            return _complex_product(builder, *arguments)
         return builder.fmul(*arguments, flags=("contract",))
 
     return x(x, y), generate
@@ -118,31 +134,58 @@ def multiply_add(typing_context: Any, x: Any, y: Any, z: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x, y, z = arguments
+        if signature.return_type.is_complex:
+            return _complex_product(builder, x, y, z)
         return builder.fadd(builder.fmul(x, y, flags=("contract",)), z, flags=("contract",))
 
     return x(x, y, z), generate
 
 
 @intrinsic
+def conjugate(typing_context: Any, x: Any) -> Any:
+    """The conjugates of complex numbers; real numbers as they are."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (x,) = arguments
+        if not signature.return_type.is_complex:
+            return x
+        return builder.fmul(x, ir.Constant(x.type, [1.0, -1.0] * (LANES // 2)))
+
+    return x(x), generate
+
+
+def _complex_product(builder: Any, x: Any, y: Any, z: Any = None) -> Any:
+    """x y + z, or x y: Re x (Re y, Im y) + Im x (-Im y, Re y)."""
+    pairs = range(0, LANES, 2)
+    real = _shuffled(builder, x, [place for pair in pairs for place in (pair, pair)])
+    imaginary = _shuffled(builder, x, [place for pair in pairs for place in (pair + 1, pair + 1)])
+    turned = _shuffled(builder, y, [place for pair in pairs for place in (pair + 1, pair)])
+    turned = builder.fmul(turned, ir.Constant(y.type, [-1.0, 1.0] * (LANES // 2)))
+    product = builder.fmul(real, y, flags=("contract",))
+    if z is not None:
+        product = builder.fadd(product, z, flags=("contract",))
+    return builder.fadd(
+        builder.fmul(imaginary, turned, flags=("contract",)), product, flags=("contract",)
+    )
+
+
+def _shuffled(builder: Any, x: Any, places: list[int]) -> Any:
+    """The lanes of x at `places`."""
+    order = ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places)
+    return builder.shuffle_vector(x, x, order)
+
+
+@intrinsic
 def total(typing_context: Any, x: Any) -> Any:
-    """Sum of the lanes: halves added to each other, always in the same order."""
+    """Sum of real lanes: halves added to each other, always in the same order."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         (x,) = arguments
         width = LANES
         while width > 1:
             width //= 2
-            parts = [
-                builder.shuffle_vector(
-                    x,
-                    x,
-                    ir.Constant(
-                        ir.VectorType(ir.IntType(32), width), list(range(start, start + width))
-                    ),
-                )
-                for start in (0, width)
-            ]
-            x = builder.fadd(*parts)
+            halves = [list(range(width)), list(range(width, 2 * width))]
+            x = builder.fadd(*(_shuffled(builder, x, half) for half in halves))
         return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
 
-    return x.dtype(x), generate
+    return None if x.is_complex else (x.dtype(x), generate)

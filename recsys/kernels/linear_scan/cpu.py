@@ -5,12 +5,10 @@ A walk, since on a CPU every parallel scan is slower: it moves each number sever
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 from torch import Tensor
 
-from recsys.kernels.compiled import arrays, kernel, mask, over_sequences
-from recsys.kernels.lanes import LANES, add, load, multiply, multiply_add, store
+from recsys.kernels.compiled import arrays, inlined, kernel, mask, over_sequences
+from recsys.kernels.lanes import add, conjugate, load, multiply, multiply_add, per_vector, store
 from recsys.kernels.packing import check_cu_seqlens
 
 
@@ -70,55 +68,40 @@ def backward(
 # ascending channels in a walk that goes back through memory took three times as long.
 
 
-def _step(h, a_t, b_t, y_t):
-    """h = y_t = a_t h + b_t, channels descending."""
-
-
-@overload(_step, jit_options={"forceinline": True})
-def _(h, a_t, b_t, y_t):
-    def lanes(h, a_t, b_t, y_t):
-        whole = len(h) // LANES * LANES
+@inlined
+def _step(h, a_t, b_t, y_t, ascending):
+    """h = y_t = a_t h + b_t."""
+    size = per_vector(h)
+    whole = len(h) // size * size
+    if not ascending:
         for d in range(len(h) - 1, whole - 1, -1):
             h[d] = a_t[d] * h[d] + b_t[d]
             y_t[d] = h[d]
-        for d in range(whole - LANES, -1, -LANES):
-            h_d = multiply_add(load(a_t, d), load(h, d), load(b_t, d))
-            store(h, d, h_d)
-            store(y_t, d, h_d)
-
-    def numbers(h, a_t, b_t, y_t):
-        for d in range(len(h) - 1, -1, -1):
+    for place in range(0, whole, size):
+        d = place if ascending else whole - size - place
+        h_d = multiply_add(load(a_t, d), load(h, d), load(b_t, d))
+        store(h, d, h_d)
+        store(y_t, d, h_d)
+    if ascending:
+        for d in range(whole, len(h)):
             h[d] = a_t[d] * h[d] + b_t[d]
             y_t[d] = h[d]
 
-    return lanes if isinstance(h.dtype, types.Float) else numbers
 
-
+@inlined
 def _step_back(g, dy_t, a_t, previous, da_t, db_t):
     """db_t = g + dy_t; da_t = db_t conj(previous); g = conj(a_t) db_t, channels descending."""
-
-
-@overload(_step_back, jit_options={"forceinline": True})
-def _(g, dy_t, a_t, previous, da_t, db_t):
-    def lanes(g, dy_t, a_t, previous, da_t, db_t):
-        whole = len(g) // LANES * LANES
-        for d in range(len(g) - 1, whole - 1, -1):
-            db_t[d] = g[d] + dy_t[d]
-            da_t[d] = db_t[d] * previous[d]
-            g[d] = a_t[d] * db_t[d]
-        for d in range(whole - LANES, -1, -LANES):
-            total = add(load(g, d), load(dy_t, d))
-            store(db_t, d, total)
-            store(da_t, d, multiply(total, load(previous, d)))
-            store(g, d, multiply(total, load(a_t, d)))
-
-    def numbers(g, dy_t, a_t, previous, da_t, db_t):
-        for d in range(len(g) - 1, -1, -1):
-            db_t[d] = g[d] + dy_t[d]
-            da_t[d] = db_t[d] * np.conj(previous[d])
-            g[d] = np.conj(a_t[d]) * db_t[d]
-
-    return lanes if isinstance(g.dtype, types.Float) else numbers
+    size = per_vector(g)
+    whole = len(g) // size * size
+    for d in range(len(g) - 1, whole - 1, -1):
+        db_t[d] = g[d] + dy_t[d]
+        da_t[d] = db_t[d] * np.conj(previous[d])
+        g[d] = np.conj(a_t[d]) * db_t[d]
+    for d in range(whole - size, -1, -size):
+        total = add(load(g, d), load(dy_t, d))
+        store(db_t, d, total)
+        store(da_t, d, multiply(conjugate(load(previous, d)), total))
+        store(g, d, multiply(conjugate(load(a_t, d)), total))
 
 
 @kernel
@@ -134,16 +117,12 @@ def _walk(a, b, h0, reset, y, final, cu, first, last, reverse):
             for t in range(cu[n + 1] - 1, cu[n] - 1, -1):
                 if len(reset) > 0 and reset[t]:
                     h[:] = 0
-                _step(h, a[t * moves], b[t], y[t])
+                _step(h, a[t * moves], b[t], y[t], False)
         else:
             for t in range(cu[n], cu[n + 1]):
                 if len(reset) > 0 and reset[t]:
                     h[:] = 0
-                a_t, b_t, y_t = a[t * moves], b[t], y[t]
-                for d in range(dim):
-                    h_d = a_t[d] * h[d] + b_t[d]
-                    h[d] = h_d
-                    y_t[d] = h_d
+                _step(h, a[t * moves], b[t], y[t], True)
 
 
 @kernel
