@@ -241,7 +241,7 @@ def _open_run(
     command: Sequence[str],
 ) -> bool:
     """Make the folder with its config.json, or check that it can be resumed; whether its items are
-    to be written. A refit may be asked for when the training is over."""
+    to be written."""
     described = config.as_dict()
     about = {"name": dataset.name, "path": str(folder), **dataset.facts}
     if (run / checkpoint.CONFIG).is_file():
@@ -251,8 +251,8 @@ def _open_run(
             )
         saved = checkpoint.read_config(run)
         before = saved_config(saved)
-        refit_later = config.refit and not before.refit
-        changed = differences(replace(before, refit=True) if refit_later else before, config)
+        begun = _asked_later(before, config)
+        changed = differences(begun, config)
         trained_on = saved["dataset"]["fingerprint"]
         if trained_on != dataset.fingerprint:
             changed.append(f"dataset.fingerprint was {trained_on}, is {dataset.fingerprint}")
@@ -260,11 +260,13 @@ def _open_run(
             raise InputError(
                 f"--resume with other settings than {run} was begun with: {'; '.join(changed)}"
             )
-        if refit_later:
+        if begun != before:
+            _check_end(begun, run)
             # First it is not complete any more, then it says what it will be.
             (run / checkpoint.METRICS).unlink(missing_ok=True)
-            checkpoint.write_json(run / checkpoint.CONFIG, {**saved, "refit": True})
-        return refit_later or not (run / checkpoint.ITEMS).is_file()
+            later = {name: described[name] for name in ("trainer", "refit")}
+            checkpoint.write_json(run / checkpoint.CONFIG, {**saved, **later})
+        return begun.refit != before.refit or not (run / checkpoint.ITEMS).is_file()
     if resume:
         raise InputError(f"{run} cannot be resumed: it has no {checkpoint.CONFIG}")
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
@@ -281,6 +283,25 @@ def _open_run(
         },
     )
     return True
+
+
+def _asked_later(before: RunConfig, config: RunConfig) -> RunConfig:
+    """`before` with what a training may be asked for when it is over, or has stopped: a refit; and
+    another end, where the learning rate does not depend on it and no refit has taken its place."""
+    trainer = before.trainer
+    if trainer.schedule == "constant" and not before.refit:
+        end = config.trainer
+        trainer = replace(trainer, epochs=end.epochs, patience=end.patience)
+    return replace(before, trainer=trainer, refit=before.refit or config.refit)
+
+
+def _check_end(config: RunConfig, run: Path) -> None:
+    """InputError where the training has passed its end already."""
+    state = run / checkpoint.STATE
+    meta = checkpoint.read_tensors(state)[1] if state.is_file() else {}
+    done = meta.get("progress", {}).get("epoch", 0)
+    if config.trainer.epochs < done:
+        raise InputError(f"{run} has trained for {done} epochs: trainer.epochs cannot be less")
 
 
 def _accelerator(device: Device) -> "Accelerator":

@@ -118,6 +118,51 @@ def test_a_refit_may_be_asked_for_later(data: Path, whole_refit: Path, tmp_path:
     assert outcome(run) == outcome(whole_refit)
 
 
+CONSTANT = ["--set", "trainer.schedule=constant"]
+
+
+@pytest.fixture(scope="module")
+def nine_epochs(data: Path) -> Path:
+    """A run at a constant learning rate, which patience ends behind the ninth epoch or later."""
+    run = data.with_name("nine")
+    assert recsys(*training(data, run, *CONSTANT, "--set", "trainer.epochs=9")).code == 0
+    assert epochs(run, "train") >= 8
+    return run
+
+
+@pytest.mark.parametrize("refit", [[], ["--refit"]])
+def test_a_training_at_a_constant_rate_may_be_asked_to_end_later(
+    data: Path, nine_epochs: Path, tmp_path: Path, refit: list[str]
+):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    end = ["--set", "trainer.epochs=12", "--set", "trainer.patience=0", *refit]
+    assert recsys(*training(data, whole, *CONSTANT, *end)).code == 0
+    shutil.copytree(nine_epochs, run)
+    answer = recsys("train", "--resume", "--out", run, "--device", "cpu", *end)
+    assert answer.code == 0, answer.err
+    assert epochs(run, "train") == 12
+    assert outcome(run) == outcome(whole)
+    assert recsys("train", "--resume", "--out", run, "--device", "cpu").code == 0
+    assert outcome(run) == outcome(whole)
+
+
+def test_a_training_does_not_end_before_what_it_has_done(nine_epochs: Path):
+    before = contents(nine_epochs)
+    end = ["--set", "trainer.epochs=5"]
+    answer = recsys("train", "--resume", "--out", nine_epochs, "--device", "cpu", *end)
+    assert (answer.code, answer.out) == (2, "")
+    assert "epochs: trainer.epochs cannot be less" in answer.err
+    assert contents(nine_epochs) == before
+
+
+def test_a_refit_keeps_the_end_of_the_training_that_it_repeats(whole_refit: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_refit, run)
+    answer = recsys("train", "--resume", "--out", run, "--set", "trainer.epochs=30")
+    assert (answer.code, answer.out) == (2, "")
+    assert "trainer.epochs was 20, is 30" in answer.err
+
+
 SLOW = """
 import time
 from recsys.training import watch
@@ -258,6 +303,8 @@ def test_a_run_is_not_begun_twice_without_resume(data: Path, whole: Path):
     [
         (["--set", "model.dim=16"], "model.dim was 8, is 16"),
         (["--set", "trainer.lr=0.5"], "trainer.lr was 0.01, is 0.5"),
+        # Under a cosine the end decides the rate of every step.
+        (["--set", "trainer.epochs=30"], "trainer.epochs was 20, is 30"),
         (["--set", "loss.name=gbce"], "loss.name was bce, is gbce"),
         (["--seed", 4], "seed was 3, is 4"),
         (["--refit", "--set", "trainer.lr=0.5"], "trainer.lr was 0.01, is 0.5"),
