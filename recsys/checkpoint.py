@@ -33,6 +33,8 @@ from recsys.whole import folder_written_whole, written_whole
 
 CONFIG, WEIGHTS, ITEMS = "config.json", "model.safetensors", "items.parquet"
 HISTORY, METRICS, STATE = "history.jsonl", "metrics.json", "state/trainer.safetensors"
+LOCK = "state/lock"
+"""Held by the process that trains here."""
 WITHOUT_REFIT = "state/without_refit.json"
 """Test metrics of the best epoch before a refit, until they stand in metrics.json."""
 

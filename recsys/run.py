@@ -5,6 +5,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +32,7 @@ from recsys.training.watch import (
     Reporter,
     stop_on_signals,
 )
+from recsys.whole import held_alone
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -144,42 +146,31 @@ def train_run(
     parts = split(dataset, config.split)
     check_items(config, dataset)
     accelerator = _accelerator(device)
-    fresh = False
-    if accelerator.is_main_process:
-        fresh = _open_run(config, dataset, folder, run, resume, command)
-    accelerator.wait_for_everyone()
-    if (run / checkpoint.METRICS).is_file():
-        reporter.line(f"{run} is complete already")
-        return checkpoint.read_json(run / checkpoint.METRICS)
-    if fresh:
-        histories = parts.refit if config.refit else parts.train
-        counts = training_counts(dataset, histories)
-        place = dataset.catalogue.column_names.index("count")
-        catalogue = dataset.catalogue.set_column(place, "count", int_array(counts[1:]))
-        checkpoint.write_items(run, catalogue)
-    if issubclass(model_class(config.model_name), CountingModel):
-        _count(config, dataset, parts, run)
-    else:
-        features_VF = item_features(config, dataset, run, accelerator, reporter)
-        try:
-            with stop_on_signals(reporter) as stop:
-                Learning(
-                    config, dataset, parts, run, accelerator, reporter, stop, features_VF
-                ).learn()
-        except Interrupted:
-            raise Interrupted(
-                f"stopped, nothing is lost: go on with `recsys train --resume --out {run}`"
-            ) from None
-        finally:
-            reporter.close()
-        accelerator.free_memory()  # the evaluation loads the weights anew
-    accelerator.wait_for_everyone()
-    result = evaluate(run, dataset=dataset, device=device)
-    if (run / checkpoint.WITHOUT_REFIT).is_file():
-        result["without_refit"] = checkpoint.read_json(run / checkpoint.WITHOUT_REFIT)
-    if accelerator.is_main_process:
-        checkpoint.write_json(run / checkpoint.METRICS, result)
-    return result
+    with ExitStack() as held:
+        fresh = False
+        if accelerator.is_main_process:
+            fresh = _open_run(config, dataset, folder, run, resume, command, held)
+        accelerator.wait_for_everyone()
+        if (run / checkpoint.METRICS).is_file():
+            reporter.line(f"{run} is complete already")
+            return checkpoint.read_json(run / checkpoint.METRICS)
+        if fresh:
+            histories = parts.refit if config.refit else parts.train
+            counts = training_counts(dataset, histories)
+            place = dataset.catalogue.column_names.index("count")
+            catalogue = dataset.catalogue.set_column(place, "count", int_array(counts[1:]))
+            checkpoint.write_items(run, catalogue)
+        if issubclass(model_class(config.model_name), CountingModel):
+            _count(config, dataset, parts, run)
+        else:
+            _learn(config, dataset, parts, run, accelerator, reporter)
+        accelerator.wait_for_everyone()
+        result = evaluate(run, dataset=dataset, device=device)
+        if (run / checkpoint.WITHOUT_REFIT).is_file():
+            result["without_refit"] = checkpoint.read_json(run / checkpoint.WITHOUT_REFIT)
+        if accelerator.is_main_process:
+            checkpoint.write_json(run / checkpoint.METRICS, result)
+        return result
 
 
 def pretrain_run(
@@ -239,9 +230,10 @@ def _open_run(
     run: Path,
     resume: bool,
     command: Sequence[str],
+    held: ExitStack,
 ) -> bool:
     """Make the folder with its config.json, or check that it can be resumed; whether its items are
-    to be written."""
+    to be written. What is not complete is held alone from here on, until `held` is closed."""
     described = config.as_dict()
     about = {"name": dataset.name, "path": str(folder), **dataset.facts}
     if (run / checkpoint.CONFIG).is_file():
@@ -260,6 +252,9 @@ def _open_run(
             raise InputError(
                 f"--resume with other settings than {run} was begun with: {'; '.join(changed)}"
             )
+        if begun == before and (run / checkpoint.METRICS).is_file():
+            return False
+        _hold(config, run, held)
         if begun != before:
             _check_end(begun, run)
             # First it is not complete any more, then it says what it will be.
@@ -269,8 +264,9 @@ def _open_run(
         return begun.refit != before.refit or not (run / checkpoint.ITEMS).is_file()
     if resume:
         raise InputError(f"{run} cannot be resumed: it has no {checkpoint.CONFIG}")
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and not _is_empty(run):
         raise InputError(f"{run} exists and is not a run folder; choose another --out")
+    _hold(config, run, held)
     packages = ("recsys", "torch", "numpy", "accelerate", "pyarrow", "safetensors")
     versions = {name: importlib.metadata.version(name) for name in packages}
     checkpoint.write_json(
@@ -283,6 +279,18 @@ def _open_run(
         },
     )
     return True
+
+
+def _is_empty(run: Path) -> bool:
+    """Whether a run may be begun there: what died before it wrote its settings leaves a lock."""
+    lock = run / checkpoint.LOCK
+    return run.is_dir() and all(path in (lock, lock.parent) for path in run.rglob("*"))
+
+
+def _hold(config: RunConfig, run: Path, held: ExitStack) -> None:
+    """Counting takes a moment, writes once, and keeps no state."""
+    if not issubclass(model_class(config.model_name), CountingModel):
+        held.enter_context(held_alone(run / checkpoint.LOCK, f"another process trains {run}"))
 
 
 def _asked_later(before: RunConfig, config: RunConfig) -> RunConfig:
@@ -308,6 +316,28 @@ def _accelerator(device: Device) -> "Accelerator":
     from accelerate import Accelerator
 
     return Accelerator(cpu=checkpoint.device_of(device).type == "cpu")
+
+
+def _learn(
+    config: RunConfig,
+    dataset: SequenceDataset,
+    parts: Split,
+    run: Path,
+    accelerator: "Accelerator",
+    reporter: Reporter,
+) -> None:
+    """Train by gradient steps. Raises Interrupted on Ctrl-C."""
+    features_VF = item_features(config, dataset, run, accelerator, reporter)
+    try:
+        with stop_on_signals(reporter) as stop:
+            Learning(config, dataset, parts, run, accelerator, reporter, stop, features_VF).learn()
+    except Interrupted:
+        raise Interrupted(
+            f"stopped, nothing is lost: go on with `recsys train --resume --out {run}`"
+        ) from None
+    finally:
+        reporter.close()
+    accelerator.free_memory()  # the evaluation loads the weights anew
 
 
 def _count(config: RunConfig, dataset: SequenceDataset, parts: Split, run: Path) -> None:

@@ -1,13 +1,14 @@
 """Files and folders that appear whole or not at all: written aside, then renamed into place."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recsys.errors import WorkError
+from recsys.errors import InputError, WorkError
 
 
 @contextmanager
@@ -45,6 +46,21 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
                 os.replace(before, folder)
             for rest in (aside, before):
                 shutil.rmtree(rest, ignore_errors=True)
+
+
+@contextmanager
+def held_alone(lock: Path, taken: str) -> Iterator[None]:
+    """Hold a file, made here where it is not there, against other processes, as long as the block.
+
+    InputError, with the words of `taken`, where another holds it. A process that dies lets go.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(taken) from None
+        yield
 
 
 def is_disk_full(error: BaseException) -> bool:

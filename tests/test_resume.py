@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from commands import contents, recsys
 
-from recsys.checkpoint import STATE, read_tensors
+from recsys.checkpoint import LOCK, STATE, read_tensors
 from recsys.settings import configure, differences
 from recsys.training.watch import FolderWatcher
+from recsys.whole import held_alone
 
 SETTINGS = {
     "model.dim": 8,
@@ -288,6 +289,32 @@ def test_a_complete_run_says_so_and_stays_as_it_is(whole: Path):
     assert "is complete already" in answer.err
     assert json.loads(answer.out)["metrics"]["hr@10"]["value"] > 0
     assert {**contents(whole), "training.png": b""} == {**before, "training.png": b""}
+
+
+@pytest.mark.parametrize("words", [[], ["--refit"]])
+def test_two_processes_do_not_train_one_run(whole: Path, tmp_path: Path, words: list[str]):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "metrics.json").unlink()
+    before = contents(run)
+    with held_alone(run / LOCK, "not the first"):
+        answer = recsys("train", "--resume", "--out", run, *words, "--device", "cpu")
+    assert (answer.code, answer.out) == (2, "")
+    assert f"another process trains {run}" in answer.err
+    assert contents(run) == before
+    goes_on_to(whole, run)
+
+
+def test_what_died_before_it_wrote_its_settings_is_begun_anew(
+    data: Path, whole: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    with held_alone(run / LOCK, "not the first"):
+        answer = recsys(*training(data, run))
+        assert (answer.code, answer.out) == (2, "")
+        assert f"another process trains {run}" in answer.err
+    assert recsys(*training(data, run)).code == 0
+    assert outcome(run) == outcome(whole)
 
 
 def test_a_run_is_not_begun_twice_without_resume(data: Path, whole: Path):

@@ -5,17 +5,17 @@ line that was cut by a crash was never acknowledged and is taken off when the jo
 """
 
 import errno
-import fcntl
 import json
 import os
 import zlib
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recsys.errors import InputError, WorkError
-from recsys.whole import written_whole
+from recsys.whole import held_alone, written_whole
 
 HEADER = {"recsys_journal": 1}
 
@@ -61,15 +61,9 @@ class Journal:
         is damaged.
         """
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = open(f"{self.path}.lock", "a")  # noqa: SIM115 - held as long as the journal
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise InputError(
-                f"{self.path} is open in another process: one process writes a journal"
-            ) from None
+        taken = f"{self.path} is open in another process: one process writes a journal"
+        self._held = ExitStack()
+        self._held.enter_context(held_alone(Path(f"{self.path}.lock"), taken))
         self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
         try:
             self.changes = self._read()
@@ -104,7 +98,7 @@ class Journal:
     def close(self) -> None:
         """Let another process open it."""
         self._file.close()
-        self._lock.close()
+        self._held.close()
 
     def _read(self) -> Changes:
         self._file.seek(0)
