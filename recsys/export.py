@@ -270,6 +270,8 @@ def _write_int8(file: Path, out: Path) -> None:
             out,
             op_types_to_quantize=["MatMul", "Gemm"],
             weight_type=QuantType.QInt8,
+            # Of eight bits a product overflows on CPUs without VNNI.
+            reduce_range=True,
             extra_options={"EnableSubgraph": True},
         )
 
