@@ -288,7 +288,7 @@ def _is_empty(run: Path) -> bool:
 
 
 def _hold(config: RunConfig, run: Path, held: ExitStack) -> None:
-    """Counting takes a moment, writes once, and keeps no state."""
+    """Keep other processes from training here. Counting, a moment's work, leaves no state."""
     if not issubclass(model_class(config.model_name), CountingModel):
         held.enter_context(held_alone(run / checkpoint.LOCK, f"another process trains {run}"))
 

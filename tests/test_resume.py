@@ -124,7 +124,7 @@ CONSTANT = ["--set", "trainer.schedule=constant"]
 
 @pytest.fixture(scope="module")
 def nine_epochs(data: Path) -> Path:
-    """A run at a constant learning rate, which patience ends behind the ninth epoch or later."""
+    """A run at a constant learning rate, which patience or its ninth epoch ends."""
     run = data.with_name("nine")
     assert recsys(*training(data, run, *CONSTANT, "--set", "trainer.epochs=9")).code == 0
     assert epochs(run, "train") >= 8

@@ -73,19 +73,14 @@ def _step(h, a_t, b_t, y_t, ascending):
     """h = y_t = a_t h + b_t."""
     size = per_vector(h)
     whole = len(h) // size * size
-    if not ascending:
-        for d in range(len(h) - 1, whole - 1, -1):
-            h[d] = a_t[d] * h[d] + b_t[d]
-            y_t[d] = h[d]
     for place in range(0, whole, size):
         d = place if ascending else whole - size - place
         h_d = multiply_add(load(a_t, d), load(h, d), load(b_t, d))
         store(h, d, h_d)
         store(y_t, d, h_d)
-    if ascending:
-        for d in range(whole, len(h)):
-            h[d] = a_t[d] * h[d] + b_t[d]
-            y_t[d] = h[d]
+    for d in range(whole, len(h)):
+        h[d] = a_t[d] * h[d] + b_t[d]
+        y_t[d] = h[d]
 
 
 @inlined
