@@ -36,7 +36,7 @@ def pretrained() -> str:
     of = recipe(RECIPE)
     settings = [f"model.encoder={minilm()}", "trainer.epochs=1"]
     settings += [f"model.{name}={getattr(of.model, name)}" for name in SHARED]
-    settings += [f"trainer.batch_size={of.trainer.batch_size}", f"trainer.lr={of.trainer.lr}"]
+    settings += ["trainer.batch_size=32", f"trainer.lr={of.trainer.lr}"]
     sources = [word for data in ("beauty", "ml1m-text") for word in ("--data", prepared(data))]
     return str(trained(FOLDER / "recformer-pretrained", "pretrain", *sources, settings=settings))
 

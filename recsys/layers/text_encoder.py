@@ -119,6 +119,16 @@ class TextEncoder(nn.Module):
             x_BLD = block(x_BLD, real_BL)
         return x_BLD
 
+    def freeze(self, num_blocks: int) -> None:
+        """Train neither the embeddings nor the first blocks. InputError where no block is left."""
+        if num_blocks >= len(self.blocks):
+            raise InputError(
+                f"{num_blocks} layers cannot stay as they are in an encoder of {len(self.blocks)}"
+            )
+        embeddings = [self.tokens, self.positions, self.types, self.items, self.norm]
+        for part in (*embeddings, *self.blocks[:num_blocks]):
+            part.requires_grad_(False)
+
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors, from which `from_pretrained` reads it."""
         config = {"model_type": OWN_FAMILY, **asdict(self.config)}

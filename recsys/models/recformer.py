@@ -55,6 +55,9 @@ class Recformer(SequenceModel):
         encoder: str | None = None
         """Folder or hub id of a text encoder (BERT, RoBERTa, MiniLM, Longformer, or what `recsys
         pretrain` left) to start from, which then decides the sizes; none, to start from nothing."""
+        frozen_layers: int | None = None
+        """First blocks of `encoder` that stay as they are, and all embeddings with them (those of
+        types and of the places of items as drawn); none, where all is trained."""
         dim: int = 128
         """Width of every layer and of item vectors."""
         num_layers: int = 2
@@ -96,6 +99,8 @@ class Recformer(SequenceModel):
             check_heads(self.dim, self.num_heads)
             if not self.temperature > 0:
                 raise InputError(f"model.temperature must be above 0, got {self.temperature}")
+            if self.frozen_layers and not self.encoder:
+                raise InputError("model.frozen_layers keeps what model.encoder names: name one")
             if self.window < 2:
                 raise InputError(f"model.window must be at least 2, got {self.window}")
             if self.max_item_tokens < 3:
@@ -143,6 +148,8 @@ class Recformer(SequenceModel):
                 dropout=self.config.dropout,
                 report=report,
             ).to(self.items.table.device)
+            if self.config.frozen_layers:
+                self.encoder.freeze(self.config.frozen_layers)
 
     def start_epoch(self, epoch: int) -> None:
         """Encode the items anew in the first stage of training."""

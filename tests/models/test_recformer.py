@@ -187,6 +187,8 @@ def test_an_encoder_saved_alone_reads_as_it_did(tmp_path: Path):
         ({"num_heads": 3}, "must be a multiple of model.num_heads"),
         ({"refresh_epochs": 0}, "model.refresh_epochs must be at least 1"),
         ({"dropout": 1.0}, "model.dropout must lie in"),
+        ({"frozen_layers": 1}, "model.frozen_layers keeps what model.encoder names: name one"),
+        ({"frozen_layers": 0}, "model.frozen_layers must be at least 1"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(settings: dict[str, Any], message: str):
