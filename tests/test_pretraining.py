@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import done, refused
+from safetensors.torch import load_file
 
 from recsys.checkpoint import load_model
 
@@ -73,6 +74,23 @@ def test_a_training_starts_from_a_pretrained_encoder_and_its_sizes(shops: tuple[
     over = done("eval", "run", "--data", two, "--json").json
     assert over["protocol"]["transfer_from"] == "one"
     assert over["data"]["items"] == 12
+
+
+def test_frozen_layers_stay_as_the_encoder_has_them(shops: tuple[str, str]):
+    short = ["--set", "trainer.epochs=1", "--set", "trainer.batch_size=16"]
+    start = ["--set", "model.max_tokens=40", "--set", "model.num_layers=2"]
+    done("pretrain", "--data", shops[0], "--out", "pre", *TINY, *start, *short)
+    words = ["train", "--model", "recformer", "--data", shops[0], "--set", "model.encoder=pre"]
+    done(*words, "--out", "run", *start[:2], *short, "--set", "model.frozen_layers=1")
+    before = load_file("pre/encoder/model.safetensors")
+    after = load_file("run/model.safetensors")
+    same = {name for name, x in before.items() if torch.equal(x, after[f"encoder.{name}"])}
+    first = ("tokens", "positions", "types", "items", "norm", "blocks.0")
+    # A constant in all keys moves all scores of a row alike: its gradient is 0 but for rounding.
+    assert same - {"blocks.1.attention.key.bias"} == {n for n in before if n.startswith(first)}
+    said = refused(*words, "--out", "none", *short, "--set", "model.frozen_layers=2")
+    assert "must leave a layer to train: pre has 2, got 2" in " ".join(said.split())
+    assert not Path("none").exists()
 
 
 def test_a_training_that_is_resumed_is_the_same(shops: tuple[str, str]):

@@ -120,11 +120,7 @@ class TextEncoder(nn.Module):
         return x_BLD
 
     def freeze(self, num_blocks: int) -> None:
-        """Train neither the embeddings nor the first blocks. InputError where no block is left."""
-        if num_blocks >= len(self.blocks):
-            raise InputError(
-                f"{num_blocks} layers cannot stay as they are in an encoder of {len(self.blocks)}"
-            )
+        """Train neither the embeddings nor the first blocks."""
         embeddings = [self.tokens, self.positions, self.types, self.items, self.norm]
         for part in (*embeddings, *self.blocks[:num_blocks]):
             part.requires_grad_(False)

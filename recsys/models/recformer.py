@@ -119,6 +119,11 @@ class Recformer(SequenceModel):
                 window=self.window,
                 dropout=self.dropout,
             )
+            if (self.frozen_layers or 0) >= sizes.num_layers:
+                raise InputError(
+                    f"model.frozen_layers must leave a layer to train: {self.encoder} has"
+                    f" {sizes.num_layers}, got {self.frozen_layers}"
+                )
             decided = {field.name for field in dataclasses.fields(sizes)} - {"max_items"}
             return dataclasses.replace(self, **{name: getattr(sizes, name) for name in decided})
 
