@@ -20,8 +20,10 @@ from text import FOLDER, prepared
 from recsys.recipes import recipe
 
 RECIPE = "recformer_scientific"
-SHARED = ("pooling", "max_len", "max_tokens", "max_item_tokens")
+SHARED = ("pooling", "frozen_layers", "max_tokens", "max_item_tokens")
 """Settings of the recipe's model that its pretraining has too."""
+SHORT = ["model.max_len=2", "trainer.batch_size=32"]
+"""What keeps an epoch of pretraining under an hour on one core."""
 KEPT = ("users", "targets", "metrics", "baselines", "cold")
 """What is reported of a metrics.json."""
 
@@ -36,7 +38,7 @@ def pretrained() -> str:
     of = recipe(RECIPE)
     settings = [f"model.encoder={minilm()}", "trainer.epochs=1"]
     settings += [f"model.{name}={getattr(of.model, name)}" for name in SHARED]
-    settings += ["trainer.batch_size=32", f"trainer.lr={of.trainer.lr}"]
+    settings += [*SHORT, f"trainer.lr={of.trainer.lr}"]
     sources = [word for data in ("beauty", "ml1m-text") for word in ("--data", prepared(data))]
     return str(trained(FOLDER / "recformer-pretrained", "pretrain", *sources, settings=settings))
 

@@ -1,6 +1,7 @@
 """Recformer (Li et al. 2023, Text Is All You Need): a history is a text, and so is an item."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -207,13 +208,19 @@ class Recformer(SequenceModel):
         _, mask, _ = self.items.special()
         num_words = self.config.vocab_size
         hidden_BL, seen_BL = hide_words(token_BL, type_BL > 0, mask_rate, mask, num_words)
-        x_BLD = self.encoder(seen_BL, type_BL, item_BL, real_BL)
+        queries, guesses, words, groups = [], [], [], []
+        for rows, x_NLD in self._read(seen_BL, type_BL, item_BL, real_BL):
+            hidden_NL = hidden_BL[rows, : x_NLD.shape[1]]
+            queries.append(self._pooled(x_NLD, item_BL[rows], real_BL[rows]))
+            guesses.append(x_NLD[hidden_NL] @ self.encoder.tokens.weight.T)
+            words.append(token_BL[rows, : x_NLD.shape[1]][hidden_NL])
+            groups.append(rows)
         return PretrainingTexts(
-            self._pooled(x_BLD, item_BL, real_BL),
+            _in_order(queries, groups),
             self._encoded(target_N[:, None]) / self.config.temperature,
             target_N,
-            x_BLD[hidden_BL] @ self.encoder.tokens.weight.T,
-            token_BL[hidden_BL],
+            torch.cat(guesses),
+            torch.cat(words),
         )
 
     def save_encoder(self, folder: Path, num_tokens: int) -> None:
@@ -238,24 +245,32 @@ class Recformer(SequenceModel):
         return self.items.text(_newest_first(batch)[0], self.config.max_tokens)
 
     def _encoded(self, newest_BT: Tensor) -> Tensor:
-        """[B, D] of length 1, of texts whose items are given newest first.
+        """[B, D] of length 1, of texts whose items are given newest first."""
+        text = self.items.text(newest_BT, self.config.max_tokens)
+        parts, groups = [], []
+        for rows, x_NLD in self._read(*text):
+            parts.append(self._pooled(x_NLD, text[2][rows], text[3][rows]))
+            groups.append(rows)
+        return _in_order(parts, groups)
+
+    def _read(
+        self, token_BL: Tensor, type_BL: Tensor, item_BL: Tensor, real_BL: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(int64 [N] rows, [N, L, D] what the encoder makes of them, cut behind the longest).
 
         Texts of like length go through the encoder together: padding is computed like words.
         """
-        text = self.items.text(newest_BT, self.config.max_tokens)
-        count_B = text[3].sum(1)
-        groups, parts = like_length(count_B, TOKENS_AT_ONCE[count_B.device.type]), []
-        for rows in groups:
-            length = _rounded(int(count_B[rows[-1]]))
-            token_NL, type_NL, item_NL, real_NL = (x_BL[rows, :length] for x_BL in text)
-            x_NLD = self.encoder(token_NL, type_NL, item_NL, real_NL)
-            parts.append(self._pooled(x_NLD, item_NL, real_NL))
-        return torch.cat(parts)[torch.cat(groups).argsort()]
+        count_B = real_BL.sum(1)
+        for rows in like_length(count_B, TOKENS_AT_ONCE[count_B.device.type]):
+            part = slice(_rounded(int(count_B[rows[-1]])))
+            text = (x_BL[rows, part] for x_BL in (token_BL, type_BL, item_BL, real_BL))
+            yield rows, self.encoder(*text)
 
     def _pooled(self, x_BLD: Tensor, item_BL: Tensor, real_BL: Tensor) -> Tensor:
-        """[B, D] of length 1."""
+        """[B, D] of length 1; what item_BL and real_BL have beyond x_BLD is padding."""
         if self.config.pooling == "cls":
             return F.normalize(x_BLD[:, 0], dim=-1)
+        item_BL, real_BL = item_BL[:, : x_BLD.shape[1]], real_BL[:, : x_BLD.shape[1]]
         read_BL = real_BL & (item_BL <= 1) if self.config.pooling == "newest" else real_BL
         read_BL1 = read_BL[:, :, None]
         return F.normalize((x_BLD * read_BL1).sum(1) / read_BL1.sum(1), dim=-1)
@@ -289,6 +304,11 @@ def like_length(count_B: Tensor, places: int) -> list[Tensor]:
             starts.append(row)
     ends = [*starts[1:], len(lengths)]
     return [order_B[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _in_order(parts: list[Tensor], groups: list[Tensor]) -> Tensor:
+    """The rows of all parts in the order that groups had before they were parted."""
+    return torch.cat(parts)[torch.cat(groups).argsort()]
 
 
 def _rounded(length: int) -> int:
