@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -100,6 +101,8 @@ class TextEncoder(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.num_layers))
         self.apply(_draw)
+        self.adaptor = nn.Linear(config.dim, config.dim, bias=False)
+        nn.init.zeros_(self.adaptor.weight)
 
     def forward(
         self, token_BL: Tensor, type_BL: Tensor, item_BL: Tensor, real_BL: Tensor
@@ -118,6 +121,10 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x_BLD = block(x_BLD, real_BL)
         return x_BLD
+
+    def adapted(self, x: Tensor) -> Tensor:
+        """[..., D] of length 1: what texts are, x + A x. A is zero before training."""
+        return F.normalize(x + self.adaptor(x), dim=-1)
 
     def freeze(self, num_blocks: int) -> None:
         """Train neither the embeddings nor the first blocks."""

@@ -30,6 +30,8 @@ ITEMS_AT_ONCE = 256
 TOKENS_AT_ONCE = {"cpu": 1_024, "cuda": 65_536}
 """Places in one pass through the encoder: few stay in a CPU's caches and hold little padding, a GPU
 wants many."""
+SHARE = {"mean": 1.0, "recent": 0.5, "newest": 0.0}
+"""By the pooling: what a token weighs beside one of the next newer item."""
 LENGTH_STEP = 16
 """Texts are padded to a multiple of it, so that matrix products meet few shapes."""
 
@@ -40,7 +42,8 @@ class Recformer(SequenceModel):
 
     Scores are cosines over a temperature (section 2.2, equation 5). The table of item vectors is
     renewed before each of the first `refresh_epochs` epochs (stage 1 of section 2.4.2), then it
-    stays, and training goes on (stage 2).
+    stays, and training goes on (stage 2). Beyond the paper, vectors go through a map that moves
+    items too at every step; without it, no gradient reaches them between two renewals.
     """
 
     paper = "Li et al., Text Is All You Need: Learning Language Representations for Sequential"
@@ -79,9 +82,10 @@ class Recformer(SequenceModel):
         """Tokens that a token sees around it, half of them to each side, and [CLS]."""
         vocab_size: int = 30_000
         """Most tokens of a tokenizer that is learned from the catalogue."""
-        pooling: Literal["cls", "mean", "newest"] = "cls"
-        """What a text is: its [CLS]; the mean of its tokens, as MiniLM was trained for; or the mean
-        of [CLS] and the newest item's tokens, which for an item alone is the same."""
+        pooling: Literal["cls", "mean", "recent", "newest"] = "cls"
+        """What a text is: its [CLS]; the mean of its tokens, as MiniLM was trained for; a mean in
+        which an item's tokens weigh half those of the next newer one; or the mean of [CLS] and the
+        newest item's tokens. The last three are one for an item alone."""
         temperature: float = 0.05
         """What cosines are divided by, above 0."""
         targets: int = 1
@@ -173,7 +177,7 @@ class Recformer(SequenceModel):
         # Items of like length stand together, so that little is computed for padding.
         items_N = items_N[(features[items_N] > 0).sum(1).argsort(stable=True)]
         for part_N in items_N.split(ITEMS_AT_ONCE):
-            table[part_N] = self._encoded(part_N[:, None]) / self.config.temperature
+            table[part_N] = self._encoded(part_N[:, None])
         self.train(trains)
 
     def encode(self, batch: Batch) -> Tensor:
@@ -186,8 +190,8 @@ class Recformer(SequenceModel):
         return own_BTL.to(x_BLD.dtype) @ x_BLD / count_BT1
 
     def item_vectors(self) -> Tensor:
-        """[V+1, D] the table."""
-        return self.items.vectors()
+        """[V+1, D] the table through the encoder's adaptor, over the temperature."""
+        return self.encoder.adapted(self.items.vectors()) / self.config.temperature
 
     def training_pairs(self, batch: Batch) -> Pairs:
         """`targets` places of each history, drawn anew, each asked for by all that is before it.
@@ -216,8 +220,8 @@ class Recformer(SequenceModel):
             words.append(token_BL[rows, : x_NLD.shape[1]][hidden_NL])
             groups.append(rows)
         return PretrainingTexts(
-            _in_order(queries, groups),
-            self._encoded(target_N[:, None]) / self.config.temperature,
+            self.encoder.adapted(_in_order(queries, groups)),
+            self.encoder.adapted(self._encoded(target_N[:, None])) / self.config.temperature,
             target_N,
             torch.cat(guesses),
             torch.cat(words),
@@ -232,7 +236,7 @@ class Recformer(SequenceModel):
 
     def query(self, batch: Batch) -> Tensor:
         """[B, D] of length 1. Histories hold 1 to max_len items."""
-        return self._encoded(_newest_first(batch)[0])
+        return self.encoder.adapted(self._encoded(_newest_first(batch)[0]))
 
     def _drawn(self, batch: Batch) -> tuple[Batch, Tensor]:
         """(what is before some places of each history, int64 [N] the items there)."""
@@ -271,9 +275,9 @@ class Recformer(SequenceModel):
         if self.config.pooling == "cls":
             return F.normalize(x_BLD[:, 0], dim=-1)
         item_BL, real_BL = item_BL[:, : x_BLD.shape[1]], real_BL[:, : x_BLD.shape[1]]
-        read_BL = real_BL & (item_BL <= 1) if self.config.pooling == "newest" else real_BL
-        read_BL1 = read_BL[:, :, None]
-        return F.normalize((x_BLD * read_BL1).sum(1) / read_BL1.sum(1), dim=-1)
+        weight_BL = SHARE[self.config.pooling] ** (item_BL - 1).clamp_min(0) * real_BL
+        weight_BL1 = weight_BL[:, :, None].to(x_BLD.dtype)
+        return F.normalize((x_BLD * weight_BL1).sum(1) / weight_BL1.sum(1), dim=-1)
 
 
 def hide_words(

@@ -10,14 +10,14 @@ from recsys.training.trainer import TrainerConfig
 
 
 def recipe() -> RunConfig:
-    """Full softmax over the table, which is renewed before every epoch; the upper half of MiniLM
+    """Full softmax over the table, which is renewed before every epoch; the last layer of MiniLM
     is trained. A copy of it in a folder is named by `--set model.encoder=PATH`."""
     return RunConfig(
         model_name="recformer",
         model=Recformer.Config(
             encoder="sentence-transformers/all-MiniLM-L6-v2",
-            frozen_layers=3,
-            pooling="newest",
+            frozen_layers=5,
+            pooling="recent",
             max_len=20,
             max_tokens=128,
             max_item_tokens=48,
@@ -26,7 +26,7 @@ def recipe() -> RunConfig:
         trainer=TrainerConfig(
             epochs=6,
             batch_size=16,
-            lr=1e-4,
+            lr=3e-4,
             schedule="linear",
             warmup_steps=200,
             validate_every=6,

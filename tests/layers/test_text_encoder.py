@@ -149,9 +149,20 @@ def test_a_step_of_training_changes_every_weight_that_was_read():
     parts = texts(20)
     (encoder(*parts)[parts[3]] ** 3).sum().backward()
     optimizer.step()
-    # A constant in all keys moves all scores of a row alike.
+    # A constant in all keys moves all scores of a row alike; the adaptor is for what is made of it.
     still = {name for name, x in encoder.named_parameters() if torch.allclose(x, before[name])}
-    assert still == {f"blocks.{i}.attention.key.bias" for i in (0, 1)}
+    assert still == {"adaptor.weight"} | {f"blocks.{i}.attention.key.bias" for i in (0, 1)}
+
+
+def test_vectors_are_as_they_are_until_the_adaptor_is_trained():
+    encoder = TextEncoder(TINY)
+    x_BD = nn.functional.normalize(torch.randn(3, 8), dim=-1)
+    torch.testing.assert_close(encoder.adapted(x_BD), x_BD)
+    nn.init.normal_(encoder.adaptor.weight)
+    by_hand_BD = x_BD + x_BD @ encoder.adaptor.weight.T
+    torch.testing.assert_close(
+        encoder.adapted(x_BD), by_hand_BD / by_hand_BD.norm(dim=1, keepdim=True)
+    )
 
 
 def test_a_text_that_is_too_long_is_refused():

@@ -49,7 +49,34 @@ def test_the_oldest_text_goes_where_a_history_is_too_long():
     assert item_BL.tolist() == [[0, 1, 1, 1, 2, 2]]
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "newest"])
+@pytest.mark.parametrize(
+    ("pooling", "weights"),
+    [
+        ("mean", [1.0, 1, 1, 1, 1, 1, 1]),
+        ("recent", [1, 1, 1, 1, 0.5, 0.5, 0.5]),
+        ("newest", [1.0, 1, 1, 1, 0, 0, 0]),
+    ],
+)
+@torch.no_grad()
+def test_a_text_is_a_mean_in_which_older_items_weigh_less(pooling: str, weights: list[float]):
+    model = small(pooling=pooling)
+    batch = batch_of([[3, 9]])
+    x_LD = model.encoder(*model._text(batch))[0]
+    expected_D = torch.tensor(weights) @ x_LD
+    torch.testing.assert_close(model.query(batch)[0], expected_D / expected_D.norm())
+
+
+@torch.no_grad()
+def test_training_moves_items_between_two_renewals():
+    model = small()
+    model.renew()
+    before, query = model.item_vectors().clone(), model.query(batch_of([[3, 9]]))
+    model.encoder.adaptor.weight.copy_(0.1 * torch.randn(model.config.dim, model.config.dim))
+    assert not torch.allclose(model.item_vectors(), before, atol=1e-2)
+    assert not torch.allclose(model.query(batch_of([[3, 9]])), query, atol=1e-3)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "recent", "newest"])
 @torch.no_grad()
 def test_scores_are_cosines_over_the_temperature(pooling: str):
     model = small(pooling=pooling, temperature=0.5)
@@ -102,11 +129,11 @@ def test_reading_in_parts_is_reading_at_once(monkeypatch: pytest.MonkeyPatch):
 def test_the_table_stays_when_its_stage_is_over():
     model = small(refresh_epochs=2)
     for epoch, moves in ((0, True), (1, True), (2, False), (7, False)):
-        before = model.item_vectors().clone()
+        before = model.items.vectors().clone()
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         model.start_epoch(epoch)
-        assert torch.equal(model.item_vectors(), before) != moves
+        assert torch.equal(model.items.vectors(), before) != moves
     assert not model.training
 
 
