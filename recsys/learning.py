@@ -55,7 +55,7 @@ class Learning:
             trainer.fit(lambda: self._validate(trainer), watcher)
             if self.config.trainer.epochs == 0 and self.accelerator.is_main_process:
                 trainer.model.start_epoch(0)
-                watcher.better(trainer.model)
+                trainer.hand_over(watcher)
                 checkpoint.write_lines(self.run / checkpoint.HISTORY, [])
             saved, records = {}, trainer_records(trainer, "train")
             if self.config.refit and self.accelerator.is_main_process:
@@ -67,7 +67,7 @@ class Learning:
             if saved:
                 self._load_state(trainer, saved, meta)
             trainer.fit(None, watcher)
-            watcher.better(trainer.model)
+            trainer.hand_over(watcher)
 
     def _evaluate_before_refit(self) -> None:
         """What the model reaches that has not learned from the valid targets."""

@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -21,6 +22,7 @@ from recsys.batch import Batch
 from recsys.data.loader import TrainLoader
 from recsys.errors import InputError, Interrupted, WorkError
 from recsys.models.base import SequenceModel
+from recsys.training.average import RunningMean
 from recsys.training.objectives import Objective
 from recsys.training.optimizers import Schedule, adamw, learning_rate_factor
 
@@ -51,6 +53,9 @@ class TrainerConfig:
     """Optimizer steps over which the learning rate rises to `lr`."""
     grad_clip: float = 5.0
     """Largest norm of the gradient; 0 for no limit."""
+    average: float = 0.0
+    """Share of the past in a running mean of the weights, which is validated and kept in their
+    place, as 0.99 for the last 100 steps or so; 0 for the weights themselves."""
     precision: Precision = "auto"
     """bf16 runs matrix products in bfloat16; auto chooses it where the hardware has it."""
     validate_every: int = 1
@@ -68,6 +73,8 @@ class TrainerConfig:
         for name in ("batch_size", "accumulate", "validate_every", "lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"trainer.{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.average < 1:
+            raise InputError(f"trainer.average must lie in [0, 1), got {self.average}")
         for name in (
             "epochs",
             "weight_decay",
@@ -147,6 +154,7 @@ class Trainer:
         self.model = model.to(accelerator.device)
         optimizer = adamw(model, config.lr, config.weight_decay)
         self._step_module, self.optimizer = accelerator.prepare(_Step(model, objective), optimizer)
+        self._mean = RunningMean(model, config.average) if config.average else None
         self.progress = Progress()
         self._last_save = time.monotonic()
         self._base_lr = config.lr
@@ -223,6 +231,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         at.step += 1
+        if self._mean:
+            self._mean.update(at.step)
 
     @property
     def _steps_an_epoch(self) -> int:
@@ -278,16 +288,26 @@ class Trainer:
         at, metric = self.progress, self.config.metric
         self.model.eval()
         started = time.perf_counter()
-        metrics = validate()
+        with self.averaged():
+            metrics = validate()
         seconds = round(time.perf_counter() - started, 4)
         if metric not in metrics:
             raise InputError(f"trainer.metric must be one of {', '.join(metrics)}, got {metric!r}")
         if at.best_value is None or metrics[metric] > at.best_value:
             at.best_value, at.best_epoch, at.stale = metrics[metric], at.epoch, 0
-            watcher.better(self.model)
+            self.hand_over(watcher)
         else:
             at.stale += 1
         return {"valid": metrics, "valid_seconds": seconds}
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model has the mean of its weights for the time of a block, where one is asked for."""
+        return self._mean.in_place() if self._mean else nullcontext()
+
+    def hand_over(self, watcher: Watcher) -> None:
+        """Give the watcher the model as it is to be kept."""
+        with self.averaged():
+            watcher.better(self.model)
 
     def _save_if_due(self, watcher: Watcher) -> None:
         if watcher.stop_requested():
@@ -305,6 +325,8 @@ class Trainer:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        if self._mean:
+            tensors |= {f"average.{name}": mean for name, mean in self._mean.state().items()}
         tensors["random.cpu"] = torch.get_rng_state()
         if self.accelerator.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.accelerator.device)
@@ -313,7 +335,8 @@ class Trainer:
     def load_state(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Go back to where a saved state stood."""
         self.progress = Progress(**meta)
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+        parts: dict[str, dict[str, Tensor]]
+        parts = {"model": {}, "optimizer": {}, "average": {}, "random": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
@@ -324,6 +347,8 @@ class Trainer:
             moments.setdefault(int(index), {})[moment] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        if self._mean:
+            self._mean.load_state(parts["average"])
         torch.set_rng_state(parts["random"]["cpu"])
         if "cuda" in parts["random"] and self.accelerator.device.type == "cuda":
             torch.cuda.set_rng_state(parts["random"]["cuda"], self.accelerator.device)

@@ -22,6 +22,7 @@ from recsys.errors import InputError, Interrupted, WorkError
 from recsys.eval.evaluator import evaluate
 from recsys.models.base import SequenceModel
 from recsys.models.sasrec import SASRec
+from recsys.training.average import RunningMean
 from recsys.training.losses import SampledSoftmax, Softmax
 from recsys.training.objectives import Objective, next_item
 from recsys.training.trainer import (
@@ -136,6 +137,61 @@ def learning_rate(optimizer: torch.optim.Optimizer) -> float:
     return rate
 
 
+# ---- the mean of the weights ---------------------------------------------------------------------
+
+
+class Weights(Notes):
+    """Notes that keep the weights after each step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.model = trainer.model
+        self.seen = [weights(self.model)]
+
+    def batch(self, progress: Progress, num_batches: int) -> None:
+        self.seen.append(weights(self.model))
+
+
+def test_the_mean_of_the_weights_is_validated_and_kept_and_training_goes_on_without_it():
+    plain, averaged = trainer(), trainer(average=0.5)
+    notes = Weights(averaged)
+    validated: list[dict[str, Tensor]] = []
+
+    def validate() -> dict[str, float]:
+        validated.append(weights(averaged.model))
+        return {"ndcg@10": float(len(validated))}
+
+    averaged.fit(validate, notes)
+    plain.fit(scripted(1.0, 2.0), Notes())
+    assert equal(weights(averaged.model), weights(plain.model))
+
+    mean = notes.seen[0]
+    means = []
+    for step, seen in enumerate(notes.seen[1:], start=1):
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = {name: decay * mean[name] + (1 - decay) * seen[name] for name in seen}
+        means.append(mean)
+    for found, expected in zip(validated, (means[4], means[9]), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert all(equal(kept, found) for kept, found in zip(notes.best, validated, strict=True))
+
+
+def test_what_is_not_trained_is_not_averaged():
+    small = trainer(average=0.5)
+    frozen = next(name for name, _ in small.model.named_parameters())
+    small.model.get_parameter(frozen).requires_grad_(False)
+    mean = RunningMean(small.model, 0.5)
+    assert frozen not in mean.state()
+    with pytest.raises(ValueError, match="no mean of these weights"):
+        mean.load_state({})
+
+
+@pytest.mark.parametrize("average", [-0.1, 1.0])
+def test_a_mean_needs_a_share_below_one(average: float):
+    with pytest.raises(InputError, match=r"trainer\.average must lie in \[0, 1\)"):
+        TrainerConfig(average=average)
+
+
 # ---- stopping and going on ----------------------------------------------------------------------
 
 RESUMED = {"objective": next_item(SampledSoftmax(num_negatives=4), COUNTS), "dropout": 0.3}
@@ -156,6 +212,7 @@ def go_on(saved: tuple[dict[str, Tensor], dict[str, Any]], path: Path, **setting
 )
 def test_a_resumed_training_equals_an_unbroken_one_to_the_bit(tmp_path: Path, stop, accumulate):
     settings = {"epochs": 3, "accumulate": accumulate, "schedule": "cosine", "warmup_steps": 4}
+    settings["average"] = 0.7
     whole = trainer(**RESUMED, **settings)
     whole.fit(validation(whole), Notes())
 

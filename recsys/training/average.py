@@ -1,0 +1,56 @@
+"""A running mean of a model's weights, which ranks better than the weights of the last step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+FIRST_STEPS = 10
+"""About so many steps pass before the mean is longer than one of all steps so far."""
+
+
+class RunningMean:
+    """m <- d m + (1 - d) w after each step (Polyak & Juditsky 1992, with exponential weights).
+
+    d is `decay`, and (1 + step) / (10 + step) while that is less, so that the random weights of the
+    beginning are soon forgotten. What a model holds beside its parameters is not averaged.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self._decay = decay
+        self._model = model
+        self._mean = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimizer step `step`, counted from 1."""
+        parameters = dict(self._model.named_parameters())
+        decay = min(self._decay, (1 + step) / (FIRST_STEPS + step))
+        weights: list[Tensor] = [parameters[name] for name in self._mean]
+        torch._foreach_lerp_(list(self._mean.values()), weights, 1.0 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the mean for its weights, until the end of the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        parameters = dict(self._model.named_parameters())
+        for name, mean in self._mean.items():
+            parameters[name].data, self._mean[name] = mean, parameters[name].data
+
+    def state(self) -> dict[str, Tensor]:
+        """The mean of each parameter by its name."""
+        return self._mean
+
+    def load_state(self, mean: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave. ValueError where it is of another model."""
+        if mean.keys() != self._mean.keys():
+            raise ValueError("the state has no mean of these weights")
+        for name, tensor in mean.items():
+            self._mean[name].copy_(tensor)
