@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 FIRST_STEPS = 10
-"""About so many steps pass before the mean is longer than one of all steps so far."""
+"""How slowly the share of the past rises at the beginning: half after about so many steps."""
 
 
 class RunningMean:
