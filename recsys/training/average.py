@@ -19,15 +19,14 @@ class RunningMean:
 
     def __init__(self, model: nn.Module, decay: float):
         self._decay = decay
-        self._model = model
-        self._mean = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        self._weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._mean = {name: p.detach().clone() for name, p in self._weights.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step `step`, counted from 1."""
-        parameters = dict(self._model.named_parameters())
         decay = min(self._decay, (1 + step) / (FIRST_STEPS + step))
-        weights: list[Tensor] = [parameters[name] for name in self._mean]
+        weights: list[Tensor] = list(self._weights.values())
         torch._foreach_lerp_(list(self._mean.values()), weights, 1.0 - decay)
 
     @contextmanager
@@ -40,9 +39,8 @@ class RunningMean:
             self._swap()
 
     def _swap(self) -> None:
-        parameters = dict(self._model.named_parameters())
-        for name, mean in self._mean.items():
-            parameters[name].data, self._mean[name] = mean, parameters[name].data
+        for name, p in self._weights.items():
+            p.data, self._mean[name] = self._mean[name], p.data
 
     def state(self) -> dict[str, Tensor]:
         """The mean of each parameter by its name."""
