@@ -213,9 +213,9 @@ class Recformer(SequenceModel):
         num_words = self.config.vocab_size
         hidden_BL, seen_BL = hide_words(token_BL, type_BL > 0, mask_rate, mask, num_words)
         queries, guesses, words, groups = [], [], [], []
-        for rows, x_NLD in self._read(seen_BL, type_BL, item_BL, real_BL):
+        for rows, x_NLD, query_ND in self._read(seen_BL, type_BL, item_BL, real_BL):
             hidden_NL = hidden_BL[rows, : x_NLD.shape[1]]
-            queries.append(self._pooled(x_NLD, item_BL[rows], real_BL[rows]))
+            queries.append(query_ND)
             guesses.append(x_NLD[hidden_NL] @ self.encoder.tokens.weight.T)
             words.append(token_BL[rows, : x_NLD.shape[1]][hidden_NL])
             groups.append(rows)
@@ -252,29 +252,29 @@ class Recformer(SequenceModel):
         """[B, D] of length 1, of texts whose items are given newest first."""
         text = self.items.text(newest_BT, self.config.max_tokens)
         parts, groups = [], []
-        for rows, x_NLD in self._read(*text):
-            parts.append(self._pooled(x_NLD, text[2][rows], text[3][rows]))
+        for rows, _, x_ND in self._read(*text):
+            parts.append(x_ND)
             groups.append(rows)
         return _in_order(parts, groups)
 
     def _read(
         self, token_BL: Tensor, type_BL: Tensor, item_BL: Tensor, real_BL: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(int64 [N] rows, [N, L, D] what the encoder makes of them, cut behind the longest).
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(int64 [N] rows, [N, L, D] their tokens, cut behind the longest, [N, D] of length 1).
 
         Texts of like length go through the encoder together: padding is computed like words.
         """
         count_B = real_BL.sum(1)
         for rows in like_length(count_B, TOKENS_AT_ONCE[count_B.device.type]):
             part = slice(_rounded(int(count_B[rows[-1]])))
-            text = (x_BL[rows, part] for x_BL in (token_BL, type_BL, item_BL, real_BL))
-            yield rows, self.encoder(*text)
+            text = [x_BL[rows, part] for x_BL in (token_BL, type_BL, item_BL, real_BL)]
+            x_NLD = self.encoder(*text)
+            yield rows, x_NLD, self._pooled(x_NLD, *text[2:])
 
     def _pooled(self, x_BLD: Tensor, item_BL: Tensor, real_BL: Tensor) -> Tensor:
-        """[B, D] of length 1; what item_BL and real_BL have beyond x_BLD is padding."""
+        """[B, D] of length 1."""
         if self.config.pooling == "cls":
             return F.normalize(x_BLD[:, 0], dim=-1)
-        item_BL, real_BL = item_BL[:, : x_BLD.shape[1]], real_BL[:, : x_BLD.shape[1]]
         weight_BL = SHARE[self.config.pooling] ** (item_BL - 1).clamp_min(0) * real_BL
         weight_BL1 = weight_BL[:, :, None].to(x_BLD.dtype)
         return F.normalize((x_BLD * weight_BL1).sum(1) / weight_BL1.sum(1), dim=-1)
