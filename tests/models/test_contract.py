@@ -208,7 +208,7 @@ def test_a_model_learns_what_follows_what(name, tmp_path: Path):
     loader = TrainLoader(dataset, parts.train, 16, model.max_len + 1, seed=0)
     # A history asks a causal model at every position, and the others once.
     config = (
-        TrainerConfig(epochs=10, lr=0.02) if name in CAUSAL else TrainerConfig(epochs=40, lr=0.01)
+        TrainerConfig(epochs=10, lr=0.02) if name in CAUSAL else TrainerConfig(epochs=25, lr=0.005)
     )
     trainer = Trainer(model, next_item(Softmax(), COUNTS), config, loader, Accelerator(cpu=True))
     silent = FolderWatcher(tmp_path, "train", [], PlainReporter(), StopRequest(), False, False)
