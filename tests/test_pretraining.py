@@ -88,8 +88,12 @@ def test_frozen_layers_stay_as_the_encoder_has_them(shops: tuple[str, str]):
     first = ("tokens", "positions", "types", "items", "norm", "blocks.0")
     # A constant in all keys moves all scores of a row alike: its gradient is 0 but for rounding.
     assert same - {"blocks.1.attention.key.bias"} == {n for n in before if n.startswith(first)}
-    said = refused(*words, "--out", "none", *short, "--set", "model.frozen_layers=2")
-    assert "must leave a layer to train: pre has 2, got 2" in " ".join(said.split())
+    done(*words, "--out", "map", *start[:2], *short, "--set", "model.frozen_layers=2")
+    alone = load_file("map/model.safetensors")
+    moved = {name for name, x in before.items() if not torch.equal(x, alone[f"encoder.{name}"])}
+    assert moved == {"adaptor.weight"}
+    said = refused(*words, "--out", "none", *short, "--set", "model.frozen_layers=3")
+    assert "model.frozen_layers: pre has 2 layers, got 3" in " ".join(said.split())
     assert not Path("none").exists()
 
 

@@ -61,7 +61,8 @@ class Recformer(SequenceModel):
         pretrain` left) to start from, which then decides the sizes; none, to start from nothing."""
         frozen_layers: int | None = None
         """First blocks of `encoder` that stay as they are, and all embeddings with them (those of
-        types and of the places of items as drawn); none, where all is trained."""
+        types and of the places of items as drawn); with all of its blocks, the map over its vectors
+        learns alone. None, where all is trained."""
         dim: int = 128
         """Width of every layer and of item vectors."""
         num_layers: int = 2
@@ -124,10 +125,10 @@ class Recformer(SequenceModel):
                 window=self.window,
                 dropout=self.dropout,
             )
-            if (self.frozen_layers or 0) >= sizes.num_layers:
+            if (self.frozen_layers or 0) > sizes.num_layers:
                 raise InputError(
-                    f"model.frozen_layers must leave a layer to train: {self.encoder} has"
-                    f" {sizes.num_layers}, got {self.frozen_layers}"
+                    f"model.frozen_layers: {self.encoder} has {sizes.num_layers} layers, got"
+                    f" {self.frozen_layers}"
                 )
             decided = {field.name for field in dataclasses.fields(sizes)} - {"max_items"}
             return dataclasses.replace(self, **{name: getattr(sizes, name) for name in decided})
