@@ -119,8 +119,9 @@ class Learning:
             accelerator.num_processes,
         )
         counts = torch.from_numpy(training_counts(self.dataset, histories))
-        dtype = precision(config.trainer.precision, accelerator.device)
-        objective = objective_of(config.loss, counts, dtype)
+        wish = config.trainer.precision
+        dtype = precision(wish, accelerator.device)
+        objective = objective_of(config.loss, counts, dtype, everywhere=wish == "bf16")
         trainer = Trainer(model, objective, config.trainer, loader, accelerator, stop_after)
         board = config.trainer.tensorboard
         main = accelerator.is_main_process

@@ -58,7 +58,8 @@ class TrainerConfig:
     """Share of the past in a running mean of the weights, which is validated and kept in their
     place, as 0.99 for the last 100 steps or so; 0 for the weights themselves."""
     precision: Precision = "auto"
-    """bf16 runs matrix products in bfloat16; auto chooses it where the hardware has it."""
+    """bf16 runs matrix products in bfloat16; auto does where the hardware has it, on a CPU for the
+    loss and for models that read texts alone."""
     validate_every: int = 1
     """Epochs between validations."""
     patience: int = 10

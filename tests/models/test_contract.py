@@ -189,6 +189,20 @@ def test_one_optimizer_step_changes_every_trained_parameter(name):
 
 
 @pytest.mark.parametrize("name", LEARNED)
+def test_a_model_trains_in_bfloat16_near_where_it_does_in_float32(name):
+    losses = []
+    for everywhere in (False, True):
+        model = untrained(name)
+        objective = next_item(Softmax(), COUNTS, torch.bfloat16, everywhere)
+        torch.manual_seed(0)  # BERT4Rec draws what it hides
+        loss, _ = objective(model, batch_of(HISTORIES))
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+        losses.append(loss.detach())
+    torch.testing.assert_close(*losses, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("name", LEARNED)
 def test_one_step_of_softmax_moves_the_vector_of_every_item_seen_or_not(name):
     model = untrained(name).train()
     before = model.item_vectors().detach().clone()

@@ -127,6 +127,12 @@ def test_on_a_cpu_bfloat16_serves_the_loss_and_not_the_model(model: Lookup):
     torch.testing.assert_close(low, exact, atol=0.02, rtol=0)
 
 
+def test_bfloat16_serves_every_model_where_it_is_wanted_everywhere(model: Lookup):
+    loss, _ = next_item(Softmax(), COUNTS, torch.bfloat16, everywhere=True)(model, BATCH)
+    assert model.dtypes == {torch.bfloat16}
+    assert loss.dtype == torch.float32
+
+
 def test_on_a_cpu_bfloat16_serves_a_model_that_reads_texts():
     model = Reader()
     next_item(Softmax(), COUNTS, torch.bfloat16)(model, BATCH)
