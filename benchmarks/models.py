@@ -3,6 +3,7 @@
     RECSYS_DATA=… python benchmarks/models.py                      (all)
     RECSYS_DATA=… python benchmarks/models.py lru_rec sasrec       (some)
     RECSYS_DATA=… python benchmarks/models.py --only ml1m 200      (one data set and length)
+    RECSYS_DATA=… python benchmarks/models.py --bf16 lru_rec       (trainer.precision=bf16)
 
 d = 64, 2 layers, full softmax, batches of 128 histories of at most 50 and 200 items, by the trainer
 itself; each case in a process of its own. As their recipes do, Beauty gives the last items of every
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from machine import emit, recsys, source
@@ -27,7 +28,7 @@ from recsys.data.split import Histories, SplitConfig, split
 from recsys.models.base import SequenceModel, model_class, model_names
 from recsys.training.losses import Softmax
 from recsys.training.objectives import next_item
-from recsys.training.trainer import Trainer, TrainerConfig, peak_rss_mb, precision
+from recsys.training.trainer import Precision, Trainer, TrainerConfig, peak_rss_mb, precision
 
 FOLDER = Path(__file__).parents[1] / "runs" / "models"
 SHAPE = {"dim": 64, "num_layers": 2, "num_heads": 2, "dropout": 0.2}
@@ -64,7 +65,7 @@ def build(name: str, num_items: int, max_len: int) -> Any:
     return kind(kind.Config(**shape), num_items)
 
 
-def training(name: str, data: str, max_len: int) -> dict[str, Any]:
+def training(name: str, data: str, max_len: int, wish: Precision) -> dict[str, Any]:
     """Interactions a second and peak memory of some batches that stand for an epoch."""
     from accelerate import Accelerator
 
@@ -81,7 +82,8 @@ def training(name: str, data: str, max_len: int) -> dict[str, Any]:
     loader = TrainLoader(dataset, some, BATCH, max_len + 1, seed=0)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     counts = torch.ones(dataset.num_items + 1, dtype=torch.int64)
-    objective = next_item(Softmax(), counts, precision("auto", accelerator.device))
+    dtype = precision(wish, accelerator.device)
+    objective = next_item(Softmax(), counts, dtype, everywhere=wish == "bf16")
     config = TrainerConfig(epochs=3, batch_size=BATCH, patience=0)
     trainer = Trainer(model, objective, config, loader, accelerator)
     progress = trainer.fit(None, Silent())
@@ -113,28 +115,29 @@ def one_event(name: str, data: str, max_len: int) -> dict[str, Any]:
     return {"step_and_top10_ms": found}
 
 
-def main(names: list[str], cases: list[tuple[str, int]]) -> None:
+def main(names: list[str], cases: list[tuple[str, int]], wish: Precision) -> None:
     """Every model on every data set and length, each alone in its process."""
+    how = "" if wish == "auto" else f", precision {wish}"
     for data in BATCHES:
         if not (FOLDER / data).exists():
             recsys("data", "prepare", source(data), "--out", FOLDER / data)
     for data, max_len in cases:
         for name in names:
-            command = [sys.executable, __file__, "--case", name, data, str(max_len)]
+            command = [sys.executable, __file__, "--case", name, data, str(max_len), wish]
             answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             figures = json.loads(answer.splitlines()[-1])
-            emit(f"model {name}, {data}, length {max_len}", figures, "models.jsonl")
+            emit(f"model {name}, {data}, length {max_len}{how}", figures, "models.jsonl")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--case"]:
         model_name, data_name, length = sys.argv[2], sys.argv[3], int(sys.argv[4])
-        case = training(model_name, data_name, length)
+        case = training(model_name, data_name, length, cast(Precision, sys.argv[5]))
         print(json.dumps(case | one_event(model_name, data_name, length)))
     else:
         learned = [n for n in model_names() if issubclass(model_class(n), SequenceModel)]
-        words = sys.argv[1:]
+        words = [word for word in sys.argv[1:] if word != "--bf16"]
         chosen = [(data, length) for data in BATCHES for length in LENGTHS]
         if words[:1] == ["--only"]:
             chosen, words = [(words[1], int(words[2]))], words[3:]
-        main(words or learned, chosen)
+        main(words or learned, chosen, "bf16" if "--bf16" in sys.argv else "auto")

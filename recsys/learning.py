@@ -117,6 +117,7 @@ class Learning:
             config.seed,
             accelerator.process_index,
             accelerator.num_processes,
+            moving_windows=config.trainer.long_histories == "moving_windows",
         )
         counts = torch.from_numpy(training_counts(self.dataset, histories))
         wish = config.trainer.precision

@@ -294,7 +294,9 @@ def test_training_works_beside_the_main_thread_and_leaves_signals_alone():
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-@pytest.mark.parametrize(("choice", "seen"), [("last", 4), ("windows", 4 + 3)])
+@pytest.mark.parametrize(
+    ("choice", "seen"), [("last", 4), ("windows", 4 + 3), ("moving_windows", 4 + 3)]
+)
 def test_long_histories_are_cut_or_trained_on_in_windows(choice, seen):
     settings = {**QUICK, "model.max_len": 3, "trainer.long_histories": choice}
     run = recsys.train(cycle(), settings=settings)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,23 +36,30 @@ def flat_positions(start_B: np.ndarray, end_B: np.ndarray) -> tuple[np.ndarray, 
     return row, np.arange(len(row)) + (start_B - first)[row]
 
 
-def windows(histories: Histories, max_items: int) -> Histories:
+def windows(
+    histories: Histories, max_items: int, random: np.random.Generator | None = None
+) -> Histories:
     """Histories cut into windows of at most `max_items` (at least 2), the last ones first.
 
     Windows overlap by one item: every item behind the first of a history is a target just once.
+    The last window is full; with `random` it is cut as well as the first, at a random place that
+    leaves as many windows.
     """
     stride = max_items - 1
     lengths = histories.end - histories.start
     counts = np.maximum(1, -(-(lengths - 1) // stride))
     row, place = flat_positions(np.zeros_like(counts), counts)
     end = histories.end[row] - place * stride
+    if random is not None:
+        end += random.integers(0, counts * stride - lengths + 1, endpoint=True)[row]
     start = np.maximum(histories.start[row], end - max_items)
-    return Histories(histories.user[row], start, end)
+    return Histories(histories.user[row], start, np.minimum(histories.end[row], end))
 
 
 @dataclass(frozen=True)
 class TrainLoader:
-    """Every training history once an epoch, cut from the left to its last `max_items`.
+    """Every training history once an epoch, cut from the left to its last `max_items`, or all of it
+    in windows that lie elsewhere in every epoch.
 
     The order of an epoch depends on (seed, epoch) alone, so training can go on at any batch.
     Under several processes each takes every `world_size`-th batch, and all the same number of them.
@@ -64,24 +72,30 @@ class TrainLoader:
     seed: int
     rank: int = 0
     world_size: int = 1
+    moving_windows: bool = False
 
     def __len__(self) -> int:
         """Batches an epoch, for this process."""
         return -(-self._num_batches // self.world_size)
 
-    @property
+    @cached_property
     def _num_batches(self) -> int:
-        return -(-int(self._usable.sum()) // self.batch_size)
+        return -(-len(self._cut(0)[0]) // self.batch_size)
 
-    @property
-    def _usable(self) -> np.ndarray:
-        """A history of one item has no next item to learn."""
-        return self.histories.end - self.histories.start >= 2
+    def _cut(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(start, end) of what an epoch sees, in every epoch as many."""
+        histories = self.histories
+        if self.moving_windows:
+            random = np.random.default_rng([self.seed, epoch, 1])
+            histories = windows(histories, self.max_items, random)
+        # A history of one item has no next item to learn.
+        usable = histories.end - histories.start >= 2
+        end = histories.end[usable]
+        return np.maximum(histories.start[usable], end - self.max_items), end
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_batch` on."""
-        end = self.histories.end[self._usable]
-        start = np.maximum(self.histories.start[self._usable], end - self.max_items)
+        start, end = self._cut(epoch)
         batches = self._batches(end - start, epoch)
         own = [
             batches[i % len(batches)]

@@ -39,9 +39,9 @@ class TrainerConfig:
     for one that starts from a pretrained encoder."""
     batch_size: int = 256
     """Histories a batch (in each process)."""
-    long_histories: Literal["last", "windows"] = "last"
+    long_histories: Literal["last", "windows", "moving_windows"] = "last"
     """What an epoch sees of a history longer than model.max_len: its last items, or all of it in
-    windows that follow each other."""
+    windows that follow each other, where they always are or elsewhere in every epoch."""
     accumulate: int = 1
     """Batches whose gradients are added up for one optimizer step."""
     lr: float = 1e-3

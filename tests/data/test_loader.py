@@ -109,9 +109,11 @@ def test_collate_carries_times_and_leaves_padding_at_zero():
     assert collate(DATASET, DATASET.offsets[:1], DATASET.offsets[1:2]).timestamps_BT is None
 
 
+@pytest.mark.parametrize("random", [None, RANDOM])
 @pytest.mark.parametrize("max_items", [2, 3, 10, 100])
-def test_windows_make_each_item_behind_the_first_a_target_once(max_items):
-    cut = windows(PARTS.train, max_items)
+def test_windows_make_each_item_behind_the_first_a_target_once(max_items, random):
+    cut = windows(PARTS.train, max_items, random)
+    assert len(cut) == len(windows(PARTS.train, max_items))
     assert (cut.end - cut.start).max() <= max_items
     row, target = flat_positions(cut.start + 1, cut.end)
     _, wanted = flat_positions(PARTS.train.start + 1, PARTS.train.end)
@@ -123,3 +125,22 @@ def test_windows_make_each_item_behind_the_first_a_target_once(max_items):
 def test_only_the_first_window_of_a_history_is_short():
     cut = windows(Histories(np.array([0]), np.array([0]), np.array([12])), 5)
     assert list(zip(cut.start.tolist(), cut.end.tolist(), strict=True)) == [(7, 12), (3, 8), (0, 4)]
+
+
+def test_windows_move_by_as_much_as_the_first_one_is_short():
+    history = Histories(np.array([0]), np.array([0]), np.array([12]))
+    drawn = [windows(history, 5, np.random.default_rng(seed)) for seed in range(40)]
+    assert {(*map(int, cut.start), *map(int, cut.end)) for cut in drawn} == {
+        (7, 3, 0, 12, 8, 4),
+        (8, 4, 0, 12, 9, 5),
+    }
+
+
+def test_moving_windows_lie_elsewhere_in_another_epoch_and_hold_every_target_in_each():
+    own = TrainLoader(DATASET, PARTS.train, 8, 5, seed=0, moving_windows=True)
+    first, second = rows(own.epoch(0)), rows(own.epoch(1))
+    assert sorted(first) == sorted(rows(own.epoch(0))) != sorted(second)
+    wanted = Counter(item for h in HISTORIES for item in (h[:-2] if len(h) >= 3 else h)[1:])
+    assert Counter(item for row in first for item in row[1:]) == wanted
+    assert Counter(item for row in second for item in row[1:]) == wanted
+    assert len(list(own.epoch(0))) == len(list(own.epoch(1))) == len(own)
