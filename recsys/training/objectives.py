@@ -33,8 +33,9 @@ class NextItem:
     dtype: torch.dtype
     """Of matrix products: on a GPU of all, on a CPU of the loss and of a model that reads texts."""
     everywhere: bool = False
-    """On a CPU as well, the products of every model are in `dtype`. At length 200 that is faster by
-    a third, at 50 hardly; each shape of batch leaves a compiled kernel in memory."""
+    """On a CPU as well, the products of every model are in `dtype`. At length 200 SASRec and LRURec
+    are faster by a third so, at 50 hardly; each shape of batch leaves a compiled kernel in memory.
+    """
 
     def __call__(self, model: SequenceModel, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """([] loss, {"pairs": N})."""
