@@ -64,9 +64,12 @@ def held_alone(lock: Path, taken: str) -> Iterator[None]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or what a library made of it, says that there is no space left."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)
+    """Whether an error, what a library made of it, or its cause says that no space is left."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if "No space left on device" in str(error):
+        return True
+    return error.__cause__ is not None and is_disk_full(error.__cause__)
 
 
 @contextmanager

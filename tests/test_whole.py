@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,16 @@ def test_what_a_killed_writer_left_is_no_part_of_the_folder(tmp_path: Path):
         (aside / "a").write_text("new")
     assert holds(tmp_path / "folder") == {"a": "new"}
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_disk_full_within_a_folder_names_the_folder_asked_for(tmp_path: Path):
+    def write() -> None:
+        with (
+            folder_written_whole(tmp_path / "folder") as aside,
+            written_whole(aside / "part" / "a"),
+        ):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(WorkError, match=re.escape(f"write {tmp_path / 'folder'};")):
+        write()
+    assert os.listdir(tmp_path) == []
