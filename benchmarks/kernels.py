@@ -29,7 +29,7 @@ from recsys.kernels import (
     softmax_scan,
 )
 from recsys.kernels.rnn_scan import GRU
-from recsys.training.allocator import keep_freed_memory
+from recsys.training.memory import keep_freed_memory
 
 Figures = dict[str, Any]
 

@@ -28,7 +28,7 @@ from recsys.data.split import Histories, SplitConfig, split
 from recsys.models.base import SequenceModel, model_class, model_names
 from recsys.training.losses import Softmax
 from recsys.training.objectives import next_item
-from recsys.training.trainer import Precision, Trainer, TrainerConfig, peak_rss_mb, precision
+from recsys.training.trainer import Precision, Trainer, TrainerConfig, precision
 
 FOLDER = Path(__file__).parents[1] / "runs" / "models"
 SHAPE = {"dim": 64, "num_layers": 2, "num_heads": 2, "dropout": 0.2}
@@ -69,7 +69,7 @@ def training(name: str, data: str, max_len: int, wish: Precision) -> dict[str, A
     """Interactions a second and peak memory of some batches that stand for an epoch."""
     from accelerate import Accelerator
 
-    from recsys.training.allocator import keep_freed_memory
+    from recsys.training.memory import keep_freed_memory, peak_rss_mb
 
     keep_freed_memory()
     dataset = SequenceDataset.load(FOLDER / data)

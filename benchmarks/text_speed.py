@@ -32,11 +32,11 @@ from recsys.layers.item_encoder import ItemEncoderName
 from recsys.layers.text_encoder import TextEncoder, TextEncoderConfig
 from recsys.models.base import new_model
 from recsys.models.sasrec import SASRec
-from recsys.training.allocator import keep_freed_memory
 from recsys.training.losses import Softmax
+from recsys.training.memory import keep_freed_memory, peak_rss_mb
 from recsys.training.objectives import next_item
 from recsys.training.optimizers import adamw
-from recsys.training.trainer import peak_rss_mb, precision
+from recsys.training.trainer import precision
 
 LENGTHS = (256, 512, 1024)
 PASSES = {"scientific": 9, "beauty": 3}

@@ -150,8 +150,18 @@ def training_counts(dataset: SequenceDataset, histories: Histories) -> np.ndarra
     return np.bincount(dataset.items[position], minlength=dataset.num_items + 1)
 
 
-def check_items(config: RunConfig, dataset: SequenceDataset) -> None:
-    """InputError where the model needs texts, or vectors, and the data set has none."""
+def check_data(config: RunConfig, dataset: SequenceDataset) -> None:
+    """InputError where the model needs texts, vectors or times, and the data set has none."""
+    if getattr(config.model, "time", None) == "gaps" and dataset.timestamps is None:
+        raise InputError(
+            f"model.time=gaps needs the times of events, and {dataset.name} has none: prepare a log"
+            " with times (data.time_column), or train with model.time=events"
+        )
+    if getattr(config.model, "days", None) is not None and not dataset.info.get("time_unit"):
+        raise InputError(
+            f"model.days needs to know what a day is, and {dataset.name} has no times, or none of a"
+            " known unit: prepare a log with times (data.time_column), or leave model.days out"
+        )
     if model_class(config.model_name).reads_tokens:
         item_attributes(dataset.catalogue)
     elif getattr(config.model, "item_encoder", "id") != "id":

@@ -21,12 +21,11 @@ from recsys.data.split import Split, split
 from recsys.errors import InputError, Interrupted
 from recsys.eval.report import evaluate_run as evaluate
 from recsys.eval.report import fit_counting
-from recsys.learning import Learning, check_items, item_features, training_counts
+from recsys.learning import Learning, check_data, item_features, training_counts
 from recsys.models.base import CountingModel, model_class
 from recsys.settings import RunConfig, configure, differences, saved_config
-from recsys.training.allocator import keep_freed_memory
 from recsys.training.losses import MLMContrastive
-from recsys.training.trainer import peak_rss_mb
+from recsys.training.memory import keep_freed_memory, peak_rss_mb
 from recsys.training.watch import (
     PlainReporter,
     Reporter,
@@ -144,7 +143,7 @@ def train_run(
     """Fill the run folder `run`; the contents of its metrics.json. Raises Interrupted on Ctrl-C."""
     keep_freed_memory()
     parts = split(dataset, config.split)
-    check_items(config, dataset)
+    check_data(config, dataset)
     accelerator = _accelerator(device)
     with ExitStack() as held:
         fresh = False
@@ -304,12 +303,19 @@ def _asked_later(before: RunConfig, config: RunConfig) -> RunConfig:
 
 
 def _check_end(config: RunConfig, run: Path) -> None:
-    """InputError where the training has passed its end already."""
+    """InputError where the training has passed its end already, or would end without a validation
+    of its last epoch."""
     state = run / checkpoint.STATE
     meta = checkpoint.read_tensors(state)[1] if state.is_file() else {}
-    done = meta.get("progress", {}).get("epoch", 0)
-    if config.trainer.epochs < done:
+    history = meta.get("progress", {}).get("history", [])
+    end, done = config.trainer.epochs, len(history)
+    if end < done:
         raise InputError(f"{run} has trained for {done} epochs: trainer.epochs cannot be less")
+    if done and end == done and "valid" not in history[-1]:
+        raise InputError(
+            f"{run} has trained for {done} epochs, the last of them without a validation:"
+            " trainer.epochs must be more"
+        )
 
 
 def _accelerator(device: Device) -> "Accelerator":

@@ -184,6 +184,14 @@ def test_a_bad_log_is_named_with_its_line_and_replaces_nothing(tmp_path: Path, n
             "train --model popular --data log.csv --out thesis",
             "thesis exists and is not a run folder",
         ),
+        (
+            "train --model lssl_rec --data lines.txt --set model.time=gaps --out r",
+            "model.time=gaps needs the times of events, and lines has none",
+        ),
+        (
+            "train --model popular --data lines.txt --set model.days=3 --out r",
+            "model.days needs to know what a day is, and lines has no times",
+        ),
         ("train --model sasrec --data log.csv --seed -1", "--seed"),
         ("train --model sasrec --data log.csv --seed 99999999999999999999999", "--seed"),
     ],
@@ -194,7 +202,7 @@ def test_what_cannot_be_done_is_refused_with_the_remedy(tmp_path: Path, words: s
         for file in files:
             Path(folder, file).write_text("mine")
     Path("empty.csv").touch()
-    Path("lines.txt").write_text("1 2 3\n2 3\n")
+    Path("lines.txt").write_text("1 2 3 4\n2 3 4\n")
     before = contents(tmp_path)
     assert message in refused(*words.split())
     shutil.rmtree("cache", ignore_errors=True)

@@ -122,6 +122,18 @@ def test_a_refit_may_be_asked_for_later(data: Path, whole_refit: Path, tmp_path:
 CONSTANT = ["--set", "trainer.schedule=constant"]
 
 
+def signals(number: signal.Signals, step: int) -> Callable[..., None]:
+    """In the place of FolderWatcher.batch: it sends the process a signal at a step."""
+    batch = FolderWatcher.batch
+
+    def signalled(self: FolderWatcher, progress: Any, num_batches: int) -> None:
+        batch(self, progress, num_batches)
+        if progress.step == step:
+            os.kill(os.getpid(), number)
+
+    return signalled
+
+
 @pytest.fixture(scope="module")
 def nine_epochs(data: Path) -> Path:
     """A run at a constant learning rate, which patience or its ninth epoch ends."""
@@ -154,6 +166,25 @@ def test_a_training_does_not_end_before_what_it_has_done(nine_epochs: Path):
     assert (answer.code, answer.out) == (2, "")
     assert "epochs: trainer.epochs cannot be less" in answer.err
     assert contents(nine_epochs) == before
+
+
+def test_a_training_does_not_end_with_an_epoch_that_was_not_validated(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    every = [*CONSTANT, "--set", "trainer.epochs=10", "--set", "trainer.validate_every=5"]
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderWatcher, "batch", signals(signal.SIGINT, STEPS_AN_EPOCH + 1))
+        assert recsys(*training(data, run, *every)).code in (1, 130)
+    before = contents(run)
+    resume = ["train", "--resume", "--out", run, "--device", "cpu"]
+    answer = recsys(*resume, "--set", "trainer.epochs=1")
+    assert (answer.code, answer.out) == (2, "")
+    assert "has trained for 1 epochs, the last of them without a validation" in answer.err
+    assert contents(run) == before
+    answer = recsys(*resume, "--set", "trainer.epochs=2")
+    assert answer.code == 0, answer.err
+    assert epochs(run, "train") == 2
 
 
 def test_a_refit_keeps_the_end_of_the_training_that_it_repeats(whole_refit: Path, tmp_path: Path):
@@ -197,15 +228,9 @@ def test_a_signal_stops_after_the_step_and_loses_nothing(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals, step: int,
 ):  # fmt: skip
-    batch, handler = FolderWatcher.batch, signal.getsignal(number)
-
-    def signalled(self: FolderWatcher, progress: Any, num_batches: int) -> None:
-        batch(self, progress, num_batches)
-        if progress.step == step:
-            os.kill(os.getpid(), number)
-
+    handler = signal.getsignal(number)
     with monkeypatch.context() as patched:
-        patched.setattr(FolderWatcher, "batch", signalled)
+        patched.setattr(FolderWatcher, "batch", signals(number, step))
         answer = recsys(*training(data, tmp_path))
     assert (answer.code in (1, 130), answer.out) == (True, "")
     assert read_tensors(tmp_path / STATE)[1]["progress"]["step"] == step

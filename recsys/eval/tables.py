@@ -229,8 +229,10 @@ def examples(run: Path, dataset: SequenceDataset, users: int = 3) -> None:
     console = _console()
     retriever = Retriever.load(run)
     for user in np.unique(np.linspace(0, len(dataset) - 1, users + 2).astype(int)[1:-1]):
-        history = retriever.vocab.decode(dataset[user])
-        found = retriever.recommend(history, k=3)
+        history, times = retriever.vocab.decode(dataset[user]), None
+        if dataset.timestamps is not None:
+            times = dataset.timestamps[dataset.offsets[user] : dataset.offsets[user + 1]].tolist()
+        found = retriever.recommend(history, k=3, times=times)
         titles = retriever.titles(history[-3:])
         console.print(f"\nuser {dataset.users[int(user)].as_py()} chose last:", style="bold")
         for item, title in zip(history[-3:], titles, strict=True):

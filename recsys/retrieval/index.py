@@ -150,7 +150,9 @@ def _queries(model: SequenceModel, num_items: int) -> np.ndarray:
     lengths_Q = torch.from_numpy(random.integers(1, min(3, model.max_len) + 1, size=2 * QUERIES))
     steps = int(lengths_Q.max())
     real_QT = torch.arange(steps) < lengths_Q[:, None]
-    return model.query(Batch(history_QT[:, :steps] * real_QT, lengths_Q)).float().numpy()
+    times_QT = torch.arange(steps) * real_QT  # for models that see time
+    batch = Batch(history_QT[:, :steps] * real_QT, lengths_Q, times_QT)
+    return model.query(batch).float().numpy()
 
 
 def _count(value: Any) -> int:

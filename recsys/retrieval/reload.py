@@ -45,7 +45,8 @@ def self_test(new: Snapshot) -> None:
     size = len(new.vocab)
     steps = min(5, new.model.max_len)
     histories = random.integers(1, size + 1, size=(QUERIES, steps)).tolist()
-    batch = batch_of(histories, None, new.model.max_len)
+    times = [list(range(steps))] * QUERIES  # for models that see time
+    batch = batch_of(histories, times, new.model.max_len)
     k = min(10, int(new.available_V.sum()))
     if k == 0:
         raise InputError("no item is available")

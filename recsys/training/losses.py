@@ -314,7 +314,7 @@ def _against_the_highest(
 def _logits(pairs: Pairs, item_vectors: Tensor, negatives: Negatives) -> tuple[Tensor, Tensor]:
     """(scores of the targets [N], scores of the negatives [N, S]), float32: these are few."""
     with torch.autocast(pairs.query_ND.device.type, enabled=False):
-        query_ND = pairs.query_ND.float()
+        query_ND, item_vectors = pairs.query_ND.float(), item_vectors.float()
         target_logit_N = (query_ND * F.embedding(pairs.target_N, item_vectors)).sum(dim=1)
         negative_vectors = F.embedding(negatives.items, item_vectors)
         if negatives.items.dim() == 1:

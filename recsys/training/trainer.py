@@ -6,15 +6,13 @@ generator, the place in the epoch and every number that decides something later.
 
 import dataclasses
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from recsys.data.loader import TrainLoader
 from recsys.errors import InputError, Interrupted, WorkError
 from recsys.models.base import SequenceModel
 from recsys.training.average import RunningMean
+from recsys.training.memory import peak_rss_mb
 from recsys.training.objectives import Objective
 from recsys.training.optimizers import Schedule, adamw, learning_rate_factor
 
@@ -188,6 +187,7 @@ class Trainer:
         for batch in self.loader.epoch(at.epoch, at.batch):
             last = at.batch + 1 == len(self.loader)
             closes = last or (at.batch + 1) % self.config.accumulate == 0
+            self._seed_batch()
             loss, pairs = self._backward(batch, closes)
             pending += pairs
             if closes:
@@ -205,6 +205,14 @@ class Trainer:
                 if closes:
                     self._save_if_due(watcher)
 
+    def _seed_batch(self) -> None:
+        """Of several processes each draws dropout and negatives of its own, batch by batch: a saved
+        state, which is that of the first process, is enough to go on from."""
+        at, process = self.progress, self.accelerator.process_index
+        if self.accelerator.num_processes > 1:
+            seeds = np.random.SeedSequence([self.loader.seed, at.epoch, at.batch, process])
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
+
     def _backward(self, batch: Batch, closes: bool) -> tuple[Tensor, float]:
         """Add the gradient of one batch; (its mean loss, its number of pairs)."""
         batch = batch.to(self.accelerator.device)
@@ -221,6 +229,9 @@ class Trainer:
     def _optimizer_step(self, pairs: float) -> None:
         at, config = self.progress, self.config
         if config.accumulate > 1:
+            # Gradients are means over the processes, and so is what they are divided by.
+            pairs_1 = torch.tensor([pairs], device=self.accelerator.device)
+            pairs = float(self.accelerator.reduce(pairs_1, "mean"))
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad /= pairs
@@ -378,14 +389,3 @@ def precision(wish: Precision, device: torch.device) -> torch.dtype:
         )
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if wish == "bf16" else torch.float32
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB (10^6 bytes)."""
-    # What getrusage says on Linux begins at the peak of the process that started this one.
-    status = Path("/proc/self/status")
-    _, found, rest = status.read_text().partition("VmHWM:") if status.is_file() else ("", "", "")
-    if found:
-        return round(int(rest.split()[0]) * 1024 / 1e6, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)

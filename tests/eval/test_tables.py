@@ -321,3 +321,10 @@ def test_examples_show_what_users_chose_last_and_what_comes_next(printed, shop):
         assert [line.strip() for line in lines[number + 1 : number + 4]] == history[-3:]
         wanted = [f"{i}. {item}" for i, item in enumerate(retriever.recommend(history, 3).items, 1)]
         assert [line.strip() for line in lines[number + 5 : number + 8]] == wanted
+
+
+def test_examples_are_asked_with_the_times_of_their_users(printed, shop, tmp_path):
+    data = shop.parent / "data"
+    settings = {"model.time": "gaps", "model.dim": 8, "trainer.epochs": 0}
+    run = train(data, "lssl_rec", tmp_path / "run", settings=settings)
+    assert printed(tables.examples, run, SequenceDataset.load(data), 3).count("chose last:") == 3

@@ -23,7 +23,7 @@ from recsys.config import to_dict
 from recsys.errors import InputError
 from recsys.layers.item_encoder import with_items
 from recsys.models.base import ItemConfig, SequenceModel, model_class, new_model
-from recsys.training.losses import Softmax
+from recsys.training.losses import PAIR_LOSSES, Softmax
 from recsys.training.objectives import next_item
 from recsys.training.optimizers import adamw
 
@@ -59,6 +59,20 @@ def test_one_step_changes_every_trained_parameter_and_no_fixed_vector(name: str,
     after = model.state_dict()
     unchanged = {key for key, value in after.items() if torch.equal(value, before[key])}
     assert unchanged == {key for key in after if key.rpartition(".")[2] == "features"} != set()
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("encoder", ["text", "id+text"])
+@pytest.mark.parametrize("kind", PAIR_LOSSES)
+def test_with_bfloat16_products_every_loss_is_near_that_without(kind, encoder: str, everywhere):
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = built("gru4rec", encoder)
+        torch.manual_seed(1)
+        loss, _ = next_item(kind(), COUNTS, dtype, everywhere)(model, batch_of(HISTORIES))
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 @pytest.mark.parametrize("encoder", ["text", "id+text"])

@@ -222,5 +222,5 @@ def _in_one_model(retriever: Retriever, work: Callable[[str], T]) -> T:
 def _warm(retriever: Retriever) -> None:
     """Ask once, so that no user waits for what Python loads at the first question."""
     some = retriever.vocab.raw_ids[:1].to_pylist()
-    retriever.recommend(some, filters="item is not null")
+    retriever.recommend(some, times=[0] * len(some), filters="item is not null")
     retriever.find_items(limit=1)

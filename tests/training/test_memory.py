@@ -1,17 +1,18 @@
-"""Freed memory is kept: a tensor of the next step takes no page of the system."""
+"""Freed memory is kept: a tensor of the next step takes no page of the system. The peak is told."""
 
 import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from recsys.training.allocator import keep_freed_memory
+from recsys.training.memory import keep_freed_memory, peak_rss_mb
 
 STEPS = """
 import resource
 import torch
-from recsys.training.allocator import keep_freed_memory
+from recsys.training.memory import keep_freed_memory
 
 def faults(steps):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -41,3 +42,14 @@ def test_where_there_is_no_glibc_nothing_happens(monkeypatch):
 
     monkeypatch.setattr("ctypes.CDLL", no_library)
     assert keep_freed_memory() is False
+
+
+def test_the_peak_of_memory_is_at_least_a_large_block():
+    block = np.ones(8_000_000)
+    assert block.nbytes / 1e6 < peak_rss_mb() < 1e6
+
+
+def test_the_peak_is_of_this_process_and_not_of_the_one_that_started_it():
+    block = np.ones(1_000_000_000, np.uint8)
+    code = "import torch; from recsys.training.memory import peak_rss_mb; print(peak_rss_mb())"
+    assert 50 < float(subprocess.check_output([sys.executable, "-c", code])) < block.nbytes / 1e6
