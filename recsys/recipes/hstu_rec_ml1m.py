@@ -14,7 +14,7 @@ def recipe() -> RunConfig:
     epoch, and the mean of the weights over the last 500 steps or so is kept."""
     return RunConfig(
         model_name="hstu_rec",
-        model=HSTURec.Config(dim=128, num_layers=2, max_len=200, dropout=0.3),
+        model=HSTURec.Config(dim=64, num_layers=2, max_len=200, dropout=0.2),
         loss=Softmax(),
         trainer=TrainerConfig(
             epochs=84,
