@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from recsys.errors import InputError
 from recsys.retrieval.faiss_index import placed
 from recsys.retrieval.histories import encoded
 from recsys.retrieval.index import build_index
-from recsys.retrieval.journal import Changes, Journal, rows_alike
+from recsys.retrieval.journal import Changes, Journal
 from recsys.retrieval.snapshot import Snapshot
-from recsys.retrieval.upsert import given_rows, upserted
+from recsys.retrieval.upsert import given_rows, said, upserted
 
 COMPACTED = "compacted"
 """Version of an index that was built in the process and lies in no file."""
@@ -33,7 +31,7 @@ class Catalogue:
     def upsert(self, now: Snapshot, items: Any) -> Snapshot:
         """New items, and new words for known ones."""
         given = given_rows(items, now.catalogue)
-        new = upserted(now, given)
+        new = upserted(now, [given], np.arange(given.num_rows))
         self._keep({"upsert": given.to_pylist()})
         return new
 
@@ -66,19 +64,15 @@ class Catalogue:
         built = replace(build_index(vectors, now.index.kind), version=COMPACTED)
         return now.with_index(placed(built, now.device))
 
-    def replayed(self, new: Snapshot, *, strict: bool) -> tuple[Snapshot, int]:
-        """(a snapshot fresh from its run with all changes made, how many items it cannot know).
-
-        InputError for such items where it is `strict`.
-        """
-        dropped = 0
-        for rows in rows_alike(self._changes.rows.values()):
-            if new.describe is None and not strict:
-                kept = [row for row in rows if row["item"] in new.vocab]
-                dropped += len(rows) - len(kept)
-                rows = kept
-            if rows:
-                new = upserted(new, given_rows(_table(rows), new.catalogue))
+    def replayed(self, new: Snapshot) -> tuple[Snapshot, int]:
+        """(a snapshot fresh from its run with all changes made, how many items it cannot know: new
+        ones, where it knows items by learned vectors alone)."""
+        rows = list(self._changes.rows.values())
+        if new.describe is None:
+            rows = [row for row in rows if row["item"] in new.vocab]
+        dropped = len(self._changes.rows) - len(rows)
+        if rows:
+            new = upserted(new, *said(rows, new.catalogue))
         if removed := new.vocab.encode(self._changes.removed)[0]:
             new = new.without(np.array(removed))
         if unavailable := new.vocab.encode(self._changes.unavailable)[0]:
@@ -95,11 +89,3 @@ class Catalogue:
             self._changes.take(change)
         else:
             self._journal.append(change)
-
-
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows of a journal. InputError where they give a column values of several types."""
-    try:
-        return pa.Table.from_pylist(rows)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"changes of the catalogue disagree on a column: {error}") from None

@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ class Changes:
     """What all changes of a journal come to."""
 
     rows: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    """What was said of items, last words last, by raw id."""
+    """What was said of items, by raw id, in the order in which they came first."""
     removed: dict[Any, None] = field(default_factory=dict)
     """Raw ids that do not come back, in order."""
     unavailable: dict[Any, None] = field(default_factory=dict)
@@ -34,7 +33,8 @@ class Changes:
     def take(self, change: dict[str, Any]) -> None:
         """One more change."""
         for row in change.get("upsert", ()):
-            self.rows[row["item"]] = {**self.rows.pop(row["item"], {}), **row}
+            # An item said again keeps its place: places become numbers, which states of users hold.
+            self.rows[row["item"]] = {**self.rows.get(row["item"], {}), **row}
             self.removed.pop(row["item"], None)
         self.removed.update(dict.fromkeys(change.get("remove", ())))
         for raw in change.get("available", ()):
@@ -131,7 +131,10 @@ class Journal:
 
 
 def _line(change: dict[str, Any]) -> bytes:
-    text = json.dumps(change, ensure_ascii=False, allow_nan=False, default=str).encode()
+    try:
+        text = json.dumps(change, ensure_ascii=False, allow_nan=False, default=str).encode()
+    except ValueError as error:  # infinite, or half a character
+        raise InputError(f"the change cannot be written to the journal: {error}") from None
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
@@ -142,11 +145,3 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     change = json.loads(text)
     return change if isinstance(change, dict) else None
-
-
-def rows_alike(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Rows in groups that say the same columns, so that what a row does not say stays unsaid."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(sorted(row)), []).append(row)
-    return list(groups.values())

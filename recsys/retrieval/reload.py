@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recsys.checkpoint import METRICS, WEIGHTS
+from recsys.checkpoint import HISTORY, LOCK, METRICS, STATE, WEIGHTS
 from recsys.errors import InputError, WorkError
 from recsys.retrieval.faiss_index import recall
 from recsys.retrieval.histories import batch_of
@@ -17,6 +17,9 @@ from recsys.retrieval.snapshot import Snapshot
 
 log = logging.getLogger("recsys.retrieval")
 QUERIES = 32
+_UNREAD = {HISTORY, "training.png", Path(STATE).parts[0], Path(LOCK).parts[0]}
+"""Parts of a run folder that serving does not read."""
+Mark = tuple[str, ...]
 INDEX_RECALL = 0.5
 """Recall of the first ten, against exact search, below which an index is not fit to serve."""
 
@@ -62,12 +65,14 @@ def self_test(new: Snapshot) -> None:
 class Watch:
     """Looks at a place every so often, and has a run that appears there taken over."""
 
-    def __init__(self, place: Path, every_s: float, reload: Callable[[Path], Reload]):
-        """Starts at once; what lies in `place` now counts as known."""
+    def __init__(
+        self, place: Path, every_s: float, reload: Callable[[Path], Reload], known: Mark | None
+    ):
+        """Starts at once; `known` is the mark of what serves."""
         self.last: Reload | None = None
         self._place, self._every_s, self._reload = place, every_s, reload
         self._stop = threading.Event()
-        self._known = _mark(place)
+        self._known = known
         self._thread = threading.Thread(target=self._look, name="recsys-watch", daemon=True)
         self._thread.start()
 
@@ -78,7 +83,7 @@ class Watch:
 
     def _look(self) -> None:
         while not self._stop.wait(self._every_s):
-            mark = _mark(self._place)
+            mark = mark_of(self._place)
             if mark is None or mark == self._known:
                 continue
             self._known = mark
@@ -107,11 +112,19 @@ def attempt(run: Path, served: Callable[[], str], take_over: Callable[[], int]) 
     return Reload(str(run), reason is None, reason, served(), dropped, seconds)
 
 
-def _mark(place: Path) -> tuple[str, ...] | None:
-    """What changes when another complete run lies in a place; None while none does."""
+def _is_read(name: str) -> bool:
+    return not (name in _UNREAD or name.startswith(".") or name.endswith(".part"))
+
+
+def mark_of(place: Path) -> Mark | None:
+    """What changes when another complete run lies in a place, or a part of it that serving reads
+    is another one; None while no complete run does."""
     try:
         run = place.resolve(strict=True)
-        stats = [(run / name).stat() for name in (METRICS, WEIGHTS)]
+        stats = {file.name: file.stat() for file in run.iterdir() if _is_read(file.name)}
     except OSError:
         return None
-    return (str(run), *(f"{s.st_ino} {s.st_size} {s.st_mtime_ns}" for s in stats))
+    if not {METRICS, WEIGHTS} <= stats.keys():
+        return None
+    marks = (f"{n} {s.st_ino} {s.st_size} {s.st_mtime_ns}" for n, s in sorted(stats.items()))
+    return (str(run), *marks)

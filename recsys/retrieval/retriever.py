@@ -1,5 +1,6 @@
 """Retriever: a run folder as an object that takes raw item ids and gives raw item ids."""
 
+import logging
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -21,9 +22,11 @@ from recsys.retrieval.histories import batch_of, encoded, times_of_known
 from recsys.retrieval.lookup import Found
 from recsys.retrieval.opening import Through, opened
 from recsys.retrieval.reasons import Reason, reasons
-from recsys.retrieval.reload import Reload, Watch, attempt, self_test
+from recsys.retrieval.reload import Mark, Reload, Watch, attempt, mark_of, self_test
 from recsys.retrieval.snapshot import Recommendations, Snapshot
 from recsys.retrieval.user_state import UserState
+
+log = logging.getLogger("recsys.retrieval")
 
 
 class Retriever:
@@ -47,8 +50,12 @@ class Retriever:
         self._through: Through = through
         self._mmap = mmap
         self._writing = threading.Lock()
+        self.mark: Mark | None = None
+        """Of the run folder as it was when it was read last, for who watches it."""
         self._catalogue = Catalogue(journal)
-        self._now, _ = self._catalogue.replayed(snapshot, strict=True)
+        self._now, dropped = self._catalogue.replayed(snapshot)
+        if dropped:
+            log.warning("%d new items of %s cannot be known to this model", dropped, journal)
 
     @classmethod
     def load(
@@ -71,8 +78,11 @@ class Retriever:
         """
         if threads is not None:
             torch.set_num_threads(threads)
+        mark = mark_of(Path(run))
         snapshot = opened(Path(run), device, index, mmap)
-        return cls(snapshot, through=index, mmap=mmap, journal=journal)
+        retriever = cls(snapshot, through=index, mmap=mmap, journal=journal)
+        retriever.mark = mark
+        return retriever
 
     @property
     def model(self) -> Recommender:
@@ -363,19 +373,21 @@ class Retriever:
         """
 
         def take_over() -> int:
+            mark = mark_of(Path(run))
             new = opened(Path(run), self._now.device, self._through, self._mmap)
             with self._writing:
-                new, dropped = self._catalogue.replayed(new, strict=False)
+                new, dropped = self._catalogue.replayed(new)
                 self_test(new)
-                self._now = new
+                self._now, self.mark = new, mark
             return dropped
 
         return attempt(Path(run), lambda: self._now.model_version, take_over)
 
     def watch(self, place: str | Path, every_s: float = 30.0) -> Watch:
         """Look at a place (a run folder, or a link to one) every so often and `reload` a run that
-        appears there. Give `stop()` of the result a call to end it."""
-        return Watch(Path(place), every_s, self.reload)
+        is or appears there and is not the one that was read last. Call `stop()` of the result to
+        end it."""
+        return Watch(Path(place), every_s, self.reload, self.mark)
 
     def close(self) -> None:
         """Let another process open the journal."""

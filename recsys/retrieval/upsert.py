@@ -1,5 +1,6 @@
 """Items that come after training: a snapshot with them in it, beside the one that serves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,22 @@ from recsys.models.base import SequenceModel
 from recsys.retrieval.snapshot import Snapshot
 
 
-def upserted(now: Snapshot, given: pa.Table) -> Snapshot:
+def upserted(now: Snapshot, given: Sequence[pa.Table], order_N: np.ndarray) -> Snapshot:
     """`now` with new items behind its last, and new texts for those it has.
 
-    InputError where the model does not know items by what is said of them.
+    Each of the tables has columns of its own and no item is in two of them; `order_N` int64 says
+    which of all their rows comes first, second and so on, which numbers the new items. InputError
+    where the model does not know items by what is said of them.
     """
-    known = pc.index_in(given["item"], value_set=now.vocab.raw_ids)
+    described = [_described(table, now.catalogue) for table in given]
+    rows = pa.concat_tables([table.select(now.catalogue.column_names) for table in described])
+    rows = rows.take(int_array(order_N))
+    known = pc.index_in(rows["item"].combine_chunks(), value_set=now.vocab.raw_ids)
     known_N = pc.fill_null(known, -1).to_numpy().astype(np.int64)
     new_N = known_N < 0
     place_N = known_N + 1
     place_N[new_N] = len(now.vocab) + 1 + np.arange(new_N.sum())
-    described = _described(given, now.catalogue, known)
-    catalogue = _catalogue(now.catalogue, described, place_N)
+    catalogue = _catalogue(now.catalogue, rows, place_N)
     if now.describe is None:
         if new_N.any():
             raise InputError(
@@ -33,7 +38,8 @@ def upserted(now: Snapshot, given: pa.Table) -> Snapshot:
                 " it with model.item_encoder=text or id+text"
             )
         return now.with_items(now.model, catalogue, place_N)
-    features_NF = torch.from_numpy(now.describe(described)).to(now.device)
+    features = np.concatenate([now.describe(table) for table in described])[order_N]
+    features_NF = torch.from_numpy(features).to(now.device)
     try:
         model = with_items(now.model, torch.from_numpy(place_N).to(now.device), features_NF)
     except ValueError as error:
@@ -70,26 +76,60 @@ def given_rows(items: Any, catalogue: pa.Table) -> pa.Table:
     return items.set_column(items.column_names.index("item"), "item", ids)
 
 
-def _described(given: pa.Table, catalogue: pa.Table, known: pa.Array) -> pa.Table:
+def said(rows: Sequence[dict[str, Any]], catalogue: pa.Table) -> tuple[list[pa.Table], np.ndarray]:
+    """(a table of the rows of each set of columns, so that what a row does not say stays unsaid;
+    int64 [rows] in which order they stand in `rows`), as `upserted` takes them."""
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(tuple(sorted(row)), []).append(place)
+    tables = []
+    for names, some in places.items():
+        columns = {name: _column([rows[i][name] for i in some], name, catalogue) for name in names}
+        tables.append(given_rows(pa.table(columns), catalogue))
+    return tables, np.argsort(np.concatenate(list(places.values())))
+
+
+def _column(values: list[Any], name: str, catalogue: pa.Table) -> pa.Array:
+    """Values that came one call after another, each in a type of its own that the catalogue takes;
+    of a column that the catalogue does not have texts alone count."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        if name in catalogue.column_names:
+            kind = catalogue.schema.field(name).type
+            return pa.concat_arrays([_cast(pa.array([v]), name, kind) for v in values])
+        lists = [[v] if isinstance(v, str) else v for v in values]
+        texts = [v if isinstance(v, list) and _all_texts(v) else None for v in lists]
+        return pa.array(texts, pa.list_(pa.string()))
+
+
+def _all_texts(values: list[Any]) -> bool:
+    return all(value is None or isinstance(value, str) for value in values)
+
+
+def _described(given: pa.Table, catalogue: pa.Table) -> pa.Table:
     """The given rows with every column of the catalogue: what is not said again of a known item
     stays, and what is not said of a new one is null. Other columns are kept behind them."""
+    known = pc.index_in(given["item"], value_set=catalogue["item"].combine_chunks())
     columns = {"item": given["item"]}
     for field in catalogue.schema:
         if field.name == "count":
             columns["count"] = pc.fill_null(catalogue["count"].take(known), 0)
         elif field.name not in columns:
-            said = field.name in given.column_names
             columns[field.name] = (
-                _cast(given[field.name], field) if said else catalogue[field.name].take(known)
+                _cast(given[field.name], field.name, field.type)
+                if field.name in given.column_names
+                else catalogue[field.name].take(known)
             )
     return pa.table({**{name: given[name] for name in given.column_names}, **columns})
 
 
-def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+def _cast(column: Any, name: str, kind: pa.DataType) -> Any:
+    """An array, or one in chunks, in another type."""
     try:
-        return column.cast(field.type)
+        return column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"column {field.name!r} of items must be {field.type}: {error}") from None
+        raise InputError(f"column {name!r} of items must be {kind}: {error}") from None
 
 
 def _catalogue(before: pa.Table, described: pa.Table, place_N: np.ndarray) -> pa.Table:

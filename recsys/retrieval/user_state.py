@@ -16,6 +16,10 @@ SEEN = 500
 """Items that a state remembers as seen, the last ones; what was seen before may come back."""
 
 
+class UnknownItems(InputError):
+    """A state speaks of items that were added to another catalogue than the one that serves."""
+
+
 @dataclass(frozen=True)
 class UserState:
     """What a model knows of one user. An event makes a new one and leaves the old as it was."""
@@ -86,18 +90,26 @@ def after(now: Snapshot, state: UserState, event: Any, time: int | None) -> User
     item_B = torch.tensor(known, device=now.device)
     times_B = None if time is None else torch.tensor([time], device=now.device)
     query_BD, layers = model.step(item_B, state.layers, times_B)
-    seen_BN = state.seen_BN
-    if not (seen_BN == known[0]).any():
-        seen_BN = torch.cat([seen_BN[:, 1:], torch.tensor([known], dtype=torch.int32)], dim=1)
+    others = state.seen_BN[0][state.seen_BN[0] != known[0]][1 - SEEN :]
+    seen_BN = torch.cat([others, torch.tensor(known, dtype=torch.int32)])[None]
     counts = state.counts_B2 + torch.tensor([[1, 0]])
     return UserState(layers, query_BD.float(), seen_BN, counts, state.fingerprint)
 
 
 def from_bytes(now: Snapshot, data: bytes) -> UserState:
-    """What `to_bytes` was called on. InputError where it is damaged or another model's."""
+    """What `to_bytes` was called on.
+
+    InputError where it is damaged or another model's, UnknownItems where it was made beside a
+    catalogue of more items.
+    """
     like = fresh(now)
     parts = (like.layers, like.query_BD, like.seen_BN, like.counts_B2)
     layers, query_BD, seen_BN, counts_B2 = tensors_from_bytes(data, parts, now.fingerprint)
+    if (seen_BN < 0).any() or (seen_BN > len(now.vocab)).any():
+        raise UnknownItems(
+            f"the state has seen items that are not among the {len(now.vocab):,} of the catalogue:"
+            " it was made beside one with more new items; start it anew from the history"
+        )
     return UserState(layers, query_BD, seen_BN, counts_B2, now.fingerprint)
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from shops import NEW, SMALL, shop_folder
 
 from recsys.errors import InputError
-from recsys.retrieval import Retriever
+from recsys.retrieval import Retriever, user_state
 from recsys.retrieval.index import build_run_index
 from recsys.retrieval.lookup import FoundItem
+from recsys.retrieval.reload import Watch
 from recsys.retrieval.stores import MemoryStore, changed
 from recsys.retrieval.user_state import SEEN
 from recsys.run import train
@@ -169,6 +171,79 @@ def test_a_journal_brings_every_change_back(shop: Path, tmp_path: Path):
     first.close()
 
 
+def test_changes_of_any_types_that_were_taken_are_taken_again_and_number_items_alike(
+    shop: Path, tmp_path: Path
+):
+    journal = tmp_path / "journal"
+    retriever = Retriever.load(shop / "text", journal=journal)
+    for row in (
+        {"item": "a", "title": "shiny soap", "size": 5},
+        {"item": "b", "title": "shiny hose", "size": "large", "price": 3},
+        {"item": "c", "title": 1984, "price": "2.5"},
+        {"item": "lamp-0", "price": 9.5},
+        {"item": "a", "title": "shiny cream", "size": ["small", "large"]},
+        {"item": "d", "title": "shiny lamp", "size": None},
+    ):
+        retriever.upsert_items(pa.Table.from_pylist([row]))
+    wanted, found = retriever.items, retriever.recommend(CREAMS, k=100)
+    state = retriever.init_state(["b", "a"]).to_bytes()
+    assert retriever.reload(shop / "text").took_over
+    for _ in range(3):
+        assert retriever.items.equals(wanted)
+        again = retriever.recommend(CREAMS, k=100)
+        assert again.items == found.items
+        assert again.scores == pytest.approx(found.scores, abs=1e-5)
+        seen = retriever.state_from_bytes(state).seen
+        assert [wanted["item"][number - 1].as_py() for number in seen] == ["b", "a"]
+        retriever.compact()
+        retriever.close()
+        retriever = Retriever.load(shop / "text", journal=journal)
+    retriever.close()
+
+
+def test_a_state_made_beside_more_new_items_is_refused(shop: Path):
+    retriever = Retriever.load(shop / "text")
+    retriever.upsert_items(NEW)
+    state = retriever.init_state(["hose-new"]).to_bytes()
+    with pytest.raises(InputError, match="not among the 24 of the catalogue"):
+        Retriever.load(shop / "text").state_from_bytes(state)
+
+
+def test_an_item_seen_again_is_the_latest_seen(shop: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(user_state, "SEEN", 3)
+    retriever = Retriever.load(shop / "gru")
+    state = retriever.init_state(["cream-0", "cream-1", "cream-2", "cream-0", "hose-1"])
+    assert retriever.vocab.decode(state.seen) == ["cream-2", "cream-0", "hose-1"]
+    assert retriever.vocab.decode(retriever.init_state(["hose-1", "hose-1"]).seen) == ["hose-1"]
+
+
+def test_a_run_that_took_over_without_the_new_items_starts_again(
+    shop: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    journal = tmp_path / "journal"
+    retriever = Retriever.load(shop / "text", journal=journal)
+    retriever.upsert_items(NEW)
+    retriever.remove_items(["lamp-1"])
+    assert retriever.reload(shop / "ids").dropped == 2
+    wanted = every(retriever)
+    retriever.close()
+    again = Retriever.load(shop / "ids", journal=journal)
+    assert every(again) == wanted
+    assert "2 new items" in caplog.text
+    again.close()
+
+
+def test_a_change_that_no_journal_can_hold_is_refused(shop: Path, tmp_path: Path):
+    retriever = Retriever.load(shop / "text", journal=tmp_path / "journal")
+    before = (tmp_path / "journal").read_bytes()
+    for price in (float("nan"), float("inf")):
+        table = pa.table({"item": ["cream-0"], "price": [price]})
+        with pytest.raises(InputError, match="cannot be written to the journal"):
+            retriever.upsert_items(table)
+    assert (tmp_path / "journal").read_bytes() == before
+    retriever.close()
+
+
 def test_new_items_are_found_beside_an_index_and_in_it_after_compacting(shop: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(shop / "text", run)
@@ -285,3 +360,47 @@ def test_a_watch_follows_a_link_from_run_to_run(shop: Path, tmp_path: Path):
     assert not watch.last.took_over
     assert retriever.version()["fingerprint"] == serving
     watch.stop()
+
+
+def taken_over(watch: Watch) -> bool:
+    limit = time.monotonic() + 20
+    while not (watch.last and watch.last.took_over) and time.monotonic() < limit:
+        time.sleep(0.01)
+    watch.stop()
+    return watch.last is not None and watch.last.took_over
+
+
+def test_a_run_that_came_before_the_watch_began_is_followed(shop: Path, tmp_path: Path):
+    link = tmp_path / "current"
+    link.symlink_to(shop / "gru")
+    retriever = Retriever.load(link)
+    link.unlink()
+    link.symlink_to(shop / "ids")
+    assert taken_over(retriever.watch(link, every_s=0.02))
+    assert retriever.fingerprint == Retriever.load(shop / "ids").fingerprint
+
+
+def test_a_run_that_was_refused_for_a_part_is_tried_again_when_the_part_is_there(
+    shop: Path, tmp_path: Path
+):
+    place = tmp_path / "place"
+    retriever = Retriever.load(shop / "gru")
+    watch = retriever.watch(place, every_s=0.02)
+    shutil.copytree(shop / "ids", place, ignore=shutil.ignore_patterns("items.parquet"))
+    limit = time.monotonic() + 20
+    while watch.last is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert watch.last is not None
+    assert "items.parquet" in str(watch.last.reason)
+    shutil.copy(shop / "ids" / "items.parquet", place)
+    assert taken_over(watch)
+
+
+def test_a_model_over_gaps_is_indexed_and_taken_over(shop: Path, tmp_path: Path):
+    days = [{"user": u, "item": (u + t) % 9, "time": 5 * t} for u in range(12) for t in range(5)]
+    short = {"model.dim": 8, "model.time": "gaps", "trainer.epochs": 1}
+    run = train(pd.DataFrame(days), "lssl_rec", tmp_path / "run", settings=short)
+    build_run_index(run, "flat")
+    retriever = Retriever.load(run, index="index")
+    assert retriever.reload(run).took_over
+    assert len(retriever.recommend([1, 2], times=[0, 5], k=3).items) == 3

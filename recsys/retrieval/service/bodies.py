@@ -2,13 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from recsys.retrieval.service.batcher import Conditions
 from recsys.retrieval.snapshot import Recommendations
 
 Number = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
 Id = Number | Annotated[str, Field(strict=True, max_length=1000)]
+RawId = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)]
+"""An id that the catalogue has, however long."""
 User = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
 Ids = Annotated[list[Id], Field(max_length=100_000)]
 History = Annotated[list[Id], Field(max_length=10_000)]
@@ -18,6 +20,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Filters = Annotated[str, Field(max_length=2000)]
 Model = Annotated[str | None, Field(description="A served model; the first if not given.")]
 Value = str | bool | int | float | list[str] | None
+_ID: TypeAdapter[Any] = TypeAdapter(Id)
 
 
 class Body(BaseModel):
@@ -102,7 +105,7 @@ class Questions(Asked):
 class Because(BaseModel):
     """The event without which the score falls most."""
 
-    item: Id
+    item: RawId
     title: str | None
     gain: float | None
 
@@ -110,7 +113,7 @@ class Because(BaseModel):
 class Item(BaseModel):
     """A recommended item."""
 
-    item: Id
+    item: RawId
     title: str | None
     score: float
     because: Because | None = None
@@ -171,7 +174,7 @@ class Forgotten(BaseModel):
 class ItemFound(BaseModel):
     """An item of the catalogue."""
 
-    item: Id
+    item: RawId
     title: str | None
     available: bool
     count: int | None
@@ -191,6 +194,17 @@ class ItemsToUpsert(Body):
         json_schema_extra={"examples": [{"items": [{"item": "new-1", "title": "Shiny soap"}]}]}
     )
     items: Annotated[list[dict[str, Value]], Field(min_length=1, max_length=10_000)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ItemsToUpsert":
+        for row in self.items:
+            try:
+                _ID.validate_python(row.get("item", ""))
+            except ValidationError:
+                raise ValueError(
+                    "ids of items must be whole numbers or texts of at most 1,000 characters"
+                ) from None
+        return self
 
 
 class ItemIds(Body):

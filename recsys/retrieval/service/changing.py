@@ -52,6 +52,8 @@ async def upsert(given: bodies.ItemsToUpsert, service: Here) -> Response:
         table = pa.Table.from_pylist(given.items)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise InputError(f"items disagree on a column: {error}") from None
+    except UnicodeEncodeError as error:
+        raise InputError(f"items hold what is no text: {error}") from None
     return await _change(service, "upsert", lambda r: {"new": r.upsert_items(table)})
 
 

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from recsys.retrieval.snapshot import Recommendations
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 SIZES = (1, 2, 4, 8, 16, 32)
 Versions = Callable[[], dict[str, dict[str, Any]]]
 """What `Retriever.version` says of each model served."""
@@ -70,7 +71,9 @@ class Metrics:
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request has ended."""
-        self._requests.labels(method, route, str(status)).inc()
+        # A client may call its method anything, and each label is kept for good.
+        known = method if method in METHODS else "other"
+        self._requests.labels(known, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def batch(self, model: str, size: int) -> None:

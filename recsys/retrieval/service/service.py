@@ -1,6 +1,7 @@
 """Service: the models that are served, the states of their users, and the threads they work in."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from recsys.retrieval.service.logs import say
 from recsys.retrieval.service.metrics import Metrics, Serving
 from recsys.retrieval.snapshot import Recommendations
 from recsys.retrieval.stores import MemoryStore, RedisStore, StateStore, changed
-from recsys.retrieval.user_state import UserState
+from recsys.retrieval.user_state import UnknownItems, UserState
 
 T = TypeVar("T")
 THREADS = 4
@@ -102,7 +103,8 @@ class Service:
             def reload(run: Path, served: Served = served) -> Reload:
                 return self.reload(served)
 
-            self._watches.append(Watch(served.place, self.config.watch_s, reload))
+            known = served.retriever.mark
+            self._watches.append(Watch(served.place, self.config.watch_s, reload, known))
 
     def close(self) -> None:
         """End what is at work, then let others have the journals."""
@@ -204,7 +206,12 @@ class Service:
 
 def _state(retriever: Retriever, data: bytes | None) -> UserState:
     """What is stored of a user, or the state before the first event."""
-    return retriever.init_state() if data is None else retriever.state_from_bytes(data)
+    if data is not None:
+        try:
+            return retriever.state_from_bytes(data)
+        except UnknownItems as error:
+            say("state", logging.WARNING, begun_anew=str(error))
+    return retriever.init_state()
 
 
 def _in_one_model(retriever: Retriever, work: Callable[[str], T]) -> T:

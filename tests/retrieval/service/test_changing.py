@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -17,6 +19,7 @@ from recsys.retrieval import Retriever
 from recsys.retrieval.service.config import ServiceConfig
 from recsys.retrieval.service.service import Service
 from recsys.retrieval.stores import MemoryStore, Stored
+from recsys.run import train
 
 CREAMS = ["cream-1", "cream-2"]
 NEW = [
@@ -283,3 +286,48 @@ def test_a_run_that_breaks_in_an_unforeseen_way_is_refused_and_logged(
     assert "ZeroDivisionError: half a model" in refused.json()["error"]
     assert any(record.exc_info for record in caplog.records)
     assert client.post("/recommend", json={"history": CREAMS}).status_code == 200
+
+
+@pytest.mark.parametrize("item", ["x" * 1001, True, 1.5, None, ["a"]])
+def test_an_item_is_not_taken_under_an_id_that_cannot_be_asked_for(client: TestClient, item):
+    answer = client.post("/items", json={"items": [{"item": item, "title": "shiny soap"}]})
+    assert answer.status_code == 422
+    assert "ids of items must be whole numbers or texts of at most 1,000" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("row", ['"a", "title": "\\ud800"', '"\\ud800", "title": "a"'])
+def test_half_a_character_is_refused(client: TestClient, row: str):
+    body = f'{{"items": [{{"item": {row}}}]}}'
+    answer = client.post("/items", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert client.post("/recommend", json={"history": CREAMS}).status_code == 200
+
+
+def test_long_ids_of_the_catalogue_are_answered_with(opened, shop: Path):
+    client, long = opened(shop / "text"), "cream" * 1000
+    table = pa.table({"item": [long], "title": ["shiny cream"]})
+    client.app.state.service.models["text"].retriever.upsert_items(table)
+    assert client.get("/items", params={"search": "creamcream"}).json()["total"] == 1
+    assert long in all_items(client)
+
+
+def test_a_state_of_items_that_are_gone_is_begun_anew(
+    opened, shop: Path, caplog: pytest.LogCaptureFixture
+):
+    first, second = opened(shop / "text"), opened(shop / "text")
+    first.post("/items", json={"items": NEW})
+    report(first, "ann", "cream-1", "hose-new", model="text")
+    mark = Retriever.load(shop / "text").fingerprint
+    stored = first.app.state.service.store.get("ann", mark)
+    second.app.state.service.store.swap("ann", mark, stored.data, None)
+    answer = second.post("/recommend", json={"user": "ann"})
+    assert (answer.status_code, answer.json()["fallback"]) == (200, "popularity")
+    assert report(second, "ann", "cream-1", model="text")["events"] == 1
+
+
+def test_a_model_over_gaps_is_served(opened, tmp_path: Path):
+    log = [{"user": u, "item": (u + t) % 9, "time": 5 * t} for u in range(12) for t in range(5)]
+    short = {"model.dim": 8, "model.time": "gaps", "trainer.epochs": 1}
+    client = opened(train(pd.DataFrame(log), "lssl_rec", tmp_path / "gaps", settings=short))
+    body = {"history": [1, 2], "times": [0, 5], "k": 3}
+    assert len(client.post("/recommend", json=body).json()["items"]) == 3

@@ -230,8 +230,12 @@ def test_metrics_count_by_route_and_not_by_user(client: TestClient):
     client.post("/recommend", json={"history": ["unheard of"], "k": 100})
     client.post("/recommend", json={"history": ["cream-1"], "k": 0})
     client.delete("/users/ann-17")
+    for method in ("BREW", "BREW2"):
+        client.request(method, "/healthz")
     lines = client.get("/metrics").text.splitlines()
+    assert not any("BREW" in line for line in lines)
     for wanted in (
+        'recsys_requests_total{method="other",route="/healthz",status="405"} 2.0',
         'recsys_requests_total{method="POST",route="/recommend",status="200"} 1.0',
         'recsys_requests_total{method="POST",route="/recommend",status="422"} 1.0',
         'recsys_requests_total{method="DELETE",route="/users/{user}",status="200"} 1.0',
