@@ -142,7 +142,8 @@ def evaluate(
     from recsys.eval.report import evaluate_run
 
     dataset = SequenceDataset.load(data) if data else None
-    result = evaluate_run(folder, part, _numbers(ks), seen, through, dataset=dataset, device=device)
+    numbers = _numbers(ks, "--k")
+    result = evaluate_run(folder, part, numbers, seen, through, dataset=dataset, device=device)
     show(result, as_json, tables.evaluation)
 
 
@@ -160,7 +161,7 @@ def compare(
     from recsys.eval.report import compare_runs
 
     dataset = SequenceDataset.load(data) if data else None
-    result = compare_runs(folders, _numbers(ks), seen, dataset=dataset)
+    result = compare_runs(folders, _numbers(ks, "--k"), seen, dataset=dataset)
     show(result, as_json, tables.comparison)
 
 
@@ -209,6 +210,9 @@ def recommend(
     history: Annotated[
         str | None, typer.Option(metavar="ID,ID,…", help="Oldest first; quote ids with commas.")
     ] = None,
+    times: Annotated[
+        str | None, typer.Option(metavar="T,T,…", help="Of the history, in the unit of the data.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many items.")] = 10,
     all_users: Annotated[
         bool, typer.Option("--all-users", help="For every user of the data.")
@@ -232,13 +236,16 @@ def recommend(
     if history is not None and not all_users and out is None:
         words = next(csv.reader([history], skipinitialspace=True), [])  # an id may hold a comma
         raw = [retriever.vocab.parse(text.strip()) for text in words if text.strip()]
-        found = retriever.recommend(raw, k, exclude_seen=seen != "keep")
+        moments = None if times is None else _numbers(times, "--times")
+        found = retriever.recommend(raw, k, times=moments, exclude_seen=seen != "keep")
         show(batch.as_record(found), as_json, tables.recommendations)
-    elif history is None and all_users and out is not None:
+    elif history is None and times is None and all_users and out is not None:
         if report := batch.recommend_all(folder, retriever, out, k, data, seen, through):
             show(report, as_json, tables.pairs)
     else:
-        raise InputError("recommend takes --history ID,ID,… or --all-users --out FILE.parquet")
+        raise InputError(
+            "recommend takes --history ID,ID,… (and --times) or --all-users --out FILE.parquet"
+        )
 
 
 @app.command()
@@ -343,11 +350,11 @@ def _fail(error: Exception, code: int) -> None:
     sys.exit(code)
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, option: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--k takes whole numbers, as in 5,10,20; got {text!r}") from None
+        raise InputError(f"{option} takes whole numbers, as in 5,10,20; got {text!r}") from None
 
 
 if __name__ == "__main__":

@@ -68,6 +68,16 @@ def test_a_trained_run_recommends_what_comes_next(shop: Path):
     assert (answer["unknown"], answer["fallback"]) == ([], None)
 
 
+def test_a_model_over_gaps_is_asked_with_the_times_of_the_history(shop: Path, tmp_path: Path):
+    sets = ("model.time=gaps", "model.dim=8", "trainer.epochs=1")
+    words = [word for setting in sets for word in ("--set", setting)]
+    done("train", "--model", "lssl_rec", "--data", shop / "data", "--out", "gaps", *words)
+    history = ("recommend", "gaps", "--history", "i3,i4", "-k", 2, "--json")
+    near, far = (done(*history, "--times", times).json["items"] for times in ("0,86400", "0,8640000"))
+    assert len(near) == len(far) == 2
+    assert [found["score"] for found in near] != [found["score"] for found in far]
+
+
 def test_all_users_are_recommended_what_comes_next(shop: Path, tmp_path: Path):
     out = tmp_path / "recs.parquet"
     said = done("recommend", shop / "sasrec", "--all-users", "--out", out, "-k", 3, "--json").json
