@@ -73,7 +73,9 @@ def test_a_model_over_gaps_is_asked_with_the_times_of_the_history(shop: Path, tm
     words = [word for setting in sets for word in ("--set", setting)]
     done("train", "--model", "lssl_rec", "--data", shop / "data", "--out", "gaps", *words)
     history = ("recommend", "gaps", "--history", "i3,i4", "-k", 2, "--json")
-    near, far = (done(*history, "--times", times).json["items"] for times in ("0,86400", "0,8640000"))
+    near, far = (
+        done(*history, "--times", times).json["items"] for times in ("0,86400", "0,8640000")
+    )
     assert len(near) == len(far) == 2
     assert [found["score"] for found in near] != [found["score"] for found in far]
 

@@ -63,6 +63,7 @@ def source(name: str, year: int, reviews: Path, meta: Path | None, report: Repor
         format="json",
         columns=COLUMNS_2023 if year == 2023 else COLUMNS_2014,
         read_items=None if meta is None else lambda: read_items(meta, report),
+        item_files=() if meta is None else (meta,),
         min_user_events=k_core,
         min_item_events=k_core,
     )
@@ -112,6 +113,8 @@ def _lines(path: Path) -> Iterator[str]:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
+    except RecursionError:
+        return None
     except ValueError:
         try:
             record = ast.literal_eval(line.strip())
@@ -141,7 +144,8 @@ def _clean(value: Any) -> str | None:
     """Plain text: entities decoded, tags removed; a title that is a piece of script is no title."""
     if not isinstance(value, str):
         return None
-    text = " ".join(_TAG.sub(" ", html.unescape(value)).split())
+    whole = value.encode("utf-8", "replace").decode()  # JSON may hold half a character
+    text = " ".join(_TAG.sub(" ", html.unescape(whole)).split())
     return None if not text or "function(" in text or text.startswith("var ") else text[:1000]
 
 
@@ -155,7 +159,13 @@ def numbered_source(name: str, sequences: Path, texts: Path, numbers: Path) -> S
             raise InputError(f"{texts} and {numbers} have no item in common")
         return pa.Table.from_pylist([{"item": item, **_parts(text)} for item, text in known])
 
-    return Source(name, (sequences,), format="sequences", read_items=read_numbered_items)
+    return Source(
+        name,
+        (sequences,),
+        format="sequences",
+        read_items=read_numbered_items,
+        item_files=(texts, numbers),
+    )
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:

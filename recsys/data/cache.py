@@ -22,7 +22,8 @@ def open_data(data: Any, config: DataConfig, report: Report) -> tuple[SequenceDa
             raise InputError(
                 f"{data} is prepared already: settings named data.* apply when a log is prepared"
             )
-        return SequenceDataset.load(data), Path(data).resolve()
+        folder = Path(data).expanduser()
+        return SequenceDataset.load(folder), folder.resolve()
     if isinstance(data, str | Path) and (Path(data) / "sequences.arrow").is_file():
         raise InputError(f"{data} is damaged: it has no dataset.json; prepare it again")
     source = source_of(data, config, report)
@@ -40,7 +41,7 @@ def open_data(data: Any, config: DataConfig, report: Report) -> tuple[SequenceDa
 
 def is_prepared(data: Any) -> bool:
     """True for a folder with a dataset.json."""
-    return isinstance(data, str | Path) and (Path(data) / "dataset.json").is_file()
+    return isinstance(data, str | Path) and (Path(data).expanduser() / "dataset.json").is_file()
 
 
 def source_of(data: Any, config: DataConfig, report: Report) -> Source:
@@ -55,7 +56,7 @@ def _place(source: Source, config: DataConfig) -> Path:
     digest = hashlib.sha256(json.dumps([source.name, to_dict(config)]).encode())
     files = whole_source(source, config.sessions, config.test).parts
     items = (Path(config.items),) if config.items and Path(config.items).is_file() else ()
-    for file in files + items:
+    for file in files + source.item_files + items:
         status = file.stat()
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     if source.table is not None:

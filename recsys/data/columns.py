@@ -6,6 +6,9 @@ from recsys.data.formats import Report
 from recsys.data.interactions import Source
 from recsys.errors import InputError
 
+ENDLESS = 9e18
+"""Numbers from here on are beyond int64."""
+
 
 def typed_log(con: Any, raw: Any, source: Source, report: Report) -> tuple[Any, str | None]:
     """(log with ids as int64 or text and times as int64, the unit of time or None)."""
@@ -30,10 +33,12 @@ def _id(raw: Any, column: str, typed: bool, report: Report) -> Any:
     where every value is a whole number as written."""
     values = raw[column]
     if values.type().is_integer():
-        return values.cast("int64")
+        fits = value_of(values.try_cast("int64").notnull().all())
+        return values.cast("int64" if fits else "string")
     if values.type().is_floating():
-        whole = value_of((values == values.floor()).all())
-        return values.cast("int64") if whole else values.cast("string")
+        small = value_of((values.abs() < ENDLESS).all())
+        whole = small and value_of((values == values.floor()).all())
+        return values.cast("int64" if whole else "string")
     text = values.cast("string")
     if typed:
         return text
@@ -54,18 +59,24 @@ def _time(raw: Any, source: Source) -> tuple[Any, str]:
     values = raw.time
     if values.type().is_timestamp() or values.type().is_date():
         return _microseconds(values.cast("timestamp")), "us"
-    if values.type().is_integer():
+    if values.type().is_integer() and value_of(values.try_cast("int64").notnull().all()):
         return values.cast("int64"), _unit(value_of(values.max()))
     number = values.try_cast("float64")
     # Not a number, endless, or beyond int64: no time.
-    number = (number.abs() < 9e18).ifelse(number, ibis.null("float64"))
+    number = (number.abs() < ENDLESS).ifelse(number, ibis.null("float64"))
     if value_of(number.notnull().all()):
         whole = values.try_cast("int64")
         if not value_of((number == number.floor()).all()):
-            return (number * 1_000_000).round().cast("int64"), "us"
+            if value_of(number.abs().max()) < ENDLESS / 1_000_000:
+                return (number * 1_000_000).round().cast("int64"), "us"
+            number = number.round()  # a fraction of a unit too small to matter
+            return number.cast("int64"), _unit(value_of(number.max()))
         exact = ibis.coalesce(whole, number.cast("int64"))
         return exact, _unit(value_of(exact.max()))
-    moment = values.cast("string").try_cast("timestamp")
+    # With an offset from UTC where the text has one; UTC otherwise, which is the connection's zone.
+    text = values.cast("string")
+    moment = text.try_cast("timestamp('UTC')").cast("timestamp")
+    moment = text.re_search("[0-9]").ifelse(moment, ibis.null("timestamp"))  # not `infinity`
     bad = raw.filter(moment.isnull() if value_of(number.isnull().all()) else number.isnull())
     if count_of(bad):
         (first,) = bad.order_by("row").select("time", "row").limit(1).to_pyarrow().to_pylist()
@@ -90,7 +101,11 @@ def _unit(newest: int) -> str:
 
 
 def _refuse_nulls(raw: Any, column: str, source: Source) -> None:
-    missing = raw.filter(raw[column].isnull())
+    values = raw[column]
+    none = values.isnull()
+    if values.type().is_floating():
+        none |= values.isnan() | values.isinf()
+    missing = raw.filter(none)
     count = count_of(missing)
     if count:
         first = value_of(missing.row.min())

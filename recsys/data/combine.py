@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from recsys.data.sequences import (
 from recsys.data.sources import cache_dir
 from recsys.data.text import Report, item_attributes
 from recsys.errors import InputError
+from recsys.whole import folder_written_whole
 
 
 def combine(datasets: Sequence[SequenceDataset], report: Report) -> Path:
@@ -32,24 +30,26 @@ def combine(datasets: Sequence[SequenceDataset], report: Report) -> Path:
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise InputError(f"data sets to be combined must have different names, got {names}")
-    digest = hashlib.sha256(json.dumps([d.fingerprint for d in datasets]).encode()).hexdigest()
-    folder = cache_dir() / "prepared" / f"{'+'.join(names)}-{digest[:12]}"
+    digest = hashlib.sha256(json.dumps([d.fingerprint for d in datasets]).encode())
+    for dataset in datasets:  # a fingerprint leaves texts out
+        for batch in dataset.catalogue.to_batches():
+            digest.update(batch.serialize())
+    folder = cache_dir() / "prepared" / f"{'+'.join(names)}-{digest.hexdigest()[:12]}"
     if (folder / "dataset.json").is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".combine-", dir=folder.parent))
-    try:
-        _write(staging / "whole", datasets, report)
-        os.replace(staging / "whole", folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            SequenceDataset.load(folder)
+        except InputError as error:
+            report(f"{error}: combining anew")
+        else:
+            return folder
+    with folder_written_whole(folder) as aside:
+        _write(aside, datasets, report)
     return folder
 
 
 def _write(folder: Path, datasets: Sequence[SequenceDataset], report: Report) -> None:
     import pyarrow.parquet as pq
 
-    folder.mkdir()
     first_items = np.cumsum([0, *(dataset.num_items for dataset in datasets)])
     items = np.concatenate(
         [d.items + np.int32(first) for d, first in zip(datasets, first_items, strict=False)]

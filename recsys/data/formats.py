@@ -1,5 +1,6 @@
 """Reading logs: what a file is, which columns hold an interaction, and its rows in file order."""
 
+import glob
 import gzip
 import json
 from collections.abc import Callable, Iterator
@@ -87,9 +88,11 @@ def source_from_table(table: Any, columns: Columns, name: str) -> Source:
                 f"data must be a path, a source name, a pandas DataFrame or an Arrow table, got"
                 f" {type(table).__name__}"
             )
+        if not table.columns.is_unique:
+            raise InputError(f"the DataFrame has columns of one name: {list(table.columns)}")
         try:
             table = pa.Table.from_pandas(table, preserve_index=False)
-        except pa.ArrowInvalid as error:  # a column of mixed Python types
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:  # a column of mixed Python types
             mixed = [name for name in table.columns if table[name].dtype == object]
             table = pa.Table.from_pandas(
                 table.astype(dict.fromkeys(mixed, str)), preserve_index=False
@@ -112,7 +115,11 @@ def read_rows(con: Any, source: Source, wish: Columns, report: Report) -> Any:
         used = [name for name in (columns.user, columns.item, columns.timestamp) if name]
         # Handed to DuckDB itself: Ibis 12 clears up behind an Arrow table in words DuckDB 2
         # refuses.
-        con.con.from_arrow(source.table.select(list(dict.fromkeys(used)))).create("part_0")
+        for name in used:
+            if pa.types.is_duration(source.table.schema.field(name).type):
+                raise InputError(f"column {name!r} of {source.name} holds durations")
+        with _readable(source.name):
+            con.con.from_arrow(source.table.select(list(dict.fromkeys(used)))).create("part_0")
         return _numbered(con.table("part_0"), columns, 0)
     for file in source.parts:
         if not file.exists():
@@ -139,9 +146,10 @@ def choose_columns(names: list[str], source: Source, wish: Columns, report: Repo
                 f"{source.where} has no column {name!r}{nearest(name, names)}"
                 f" (columns: {', '.join(map(repr, names))})"
             )
-        if name is None and not (role == "timestamp" and source.columns.item):
+        if name is None:
             name = next((n for guess in GUESSES[role] for n in names if _plain(n) == guess), None)
-            guessed = True
+            # Where ids are in columns that were named, that there is no time needs no word.
+            guessed |= name is not None or source.columns.item is None
         option = "time" if role == "timestamp" else role
         if name is None and role != "timestamp":
             raise InputError(
@@ -169,21 +177,25 @@ def _read_file(
         return _sessions(con, file, number, f"{file.name}:" if len(siblings) > 1 else "")
     source = replace(source, files=(file,), test_files=())  # messages name this part
     if source.format == "parquet":
-        table = con.read_parquet(str(file))
+        table = con.read_parquet(_as_pattern(file), hive_partitioning=False)
         return _numbered(table, choose_columns(list(table.columns), source, wish, report), number)
     if source.format == "json":
         names = _json_names(file)
         columns = choose_columns(names, source, wish, report)
         used = [name for name in (columns.user, columns.item, columns.timestamp) if name]
         table = con.read_json(
-            str(file), columns=dict.fromkeys(used, "VARCHAR"), format="newline_delimited"
+            _as_pattern(file),
+            columns=dict.fromkeys(used, "VARCHAR"),
+            format="newline_delimited",
+            hive_partitioning=False,
         )
         return _numbered(table, columns, number)
     delimiter = source.delimiter or _delimiter(_first_line(file, source.encoding))
     header = source.header or _header(file, _first_line(file, source.encoding), delimiter)
     columns = choose_columns(list(header), source, wish, report)
     table = con.read_csv(
-        str(file),
+        _as_pattern(file),
+        hive_partitioning=False,
         sep=delimiter,
         header=source.header is None,
         columns=dict.fromkeys(header, "VARCHAR"),
@@ -193,6 +205,11 @@ def _read_file(
         strict_mode=True,
     )
     return _numbered(table, columns, number)
+
+
+def _as_pattern(file: Path) -> str:
+    """The one file, for readers that take patterns of names."""
+    return glob.escape(str(file))
 
 
 def _numbered(table: Any, columns: Columns, number: int) -> Any:
@@ -225,7 +242,8 @@ def _lines(con: Any, file: Path) -> Any:
 
     # A delimiter that no text holds makes each line one column.
     lines = con.read_csv(
-        str(file),
+        _as_pattern(file),
+        hive_partitioning=False,
         sep="\x01",
         header=False,
         columns={"text": "VARCHAR"},
@@ -238,7 +256,7 @@ def _lines(con: Any, file: Path) -> Any:
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def _readable(file: Path | str) -> Iterator[None]:
     """Turn what the reader says of a broken file into an InputError that names it."""
     import duckdb
 
@@ -246,7 +264,14 @@ def _readable(file: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (duckdb.Error, pa.ArrowInvalid, EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except (
+        duckdb.Error,
+        pa.ArrowInvalid,
+        pa.ArrowNotImplementedError,
+        EOFError,
+        gzip.BadGzipFile,
+        UnicodeDecodeError,
+    ) as error:
         text = " ".join(str(error).split())
         for marker in ("Try setting", "Possible Solution", "Possible fixes", "file = ", "LINE 1"):
             text = text.partition(marker)[0]

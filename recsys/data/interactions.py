@@ -48,6 +48,8 @@ class Source:
     read_items: Callable[[], pa.Table] | None = None
     """Reads what is known of the items: `item` (raw id), and texts: `title`, `brand`, `categories`
     (list of strings), others; `text` is all of them in one. Items outside the log may be there."""
+    item_files: tuple[Path, ...] = ()
+    """What `read_items` reads."""
     min_user_events: int = 1
     """The k-core that the source's users expect, where the caller does not say."""
     min_item_events: int = 1

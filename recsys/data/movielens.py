@@ -35,6 +35,7 @@ def source(name: str, ratings: Path, items: Path | None, report: Report) -> Sour
         header=None if headed else RATINGS,
         columns=Columns("userId", "movieId", "timestamp") if headed else COLUMNS,
         read_items=None if items is None else lambda: read_items(items),
+        item_files=() if items is None else (items,),
     )
 
 
@@ -45,22 +46,38 @@ def mapped_source(name: str, files: dict[str, Path], report: Report) -> Source:
     )
     user_map, item_map = (_id_map(files[key]) for key in ("users", "items"))
     users, items = [], []
-    with gzip.open(files["sequences"], "rt", encoding="utf-8") as lines:
-        for line in lines:
+    for number, line in enumerate(_text(files["sequences"], "utf-8").splitlines(), start=1):
+        try:
             user, *history = map(int, line.split())
             users += [user_map[user]] * len(history)
             items += [item_map[item] for item in history]
+        except (ValueError, KeyError) as error:
+            raise InputError(
+                f"{files['sequences']}, line {number} is not `user item item …` of ids in"
+                f" {files['users'].name} and {files['items'].name}: {error}"
+            ) from None
     films = files.get("films")
     return Source(
         name,
         table=pa.table({"user": users, "item": items}),
         columns=Columns("user", "item", None),
         read_items=None if films is None else lambda: read_items(films),
+        item_files=() if films is None else (films,),
     )
 
 
 def read_items(path: Path) -> pa.Table:
-    """item (int64), title, categories and text from movies.csv, movies.dat or u.item."""
+    """item (int64), title, categories and text from movies.csv, movies.dat or u.item.
+
+    InputError where a line is not one of a film.
+    """
+    try:
+        return _films(path)
+    except (ValueError, IndexError, csv.Error) as error:
+        raise InputError(f"{path} is not a file of films: {error}") from None
+
+
+def _films(path: Path) -> pa.Table:
     name = path.name.removesuffix(".gz")
     rows = []
     if name == "movies.csv":
@@ -108,4 +125,7 @@ def _text(path: Path, encoding: str) -> str:
 
 def _id_map(path: Path) -> dict[int, int]:
     pairs = (line.split() for line in _text(path, "utf-8").splitlines() if line)
-    return {int(key): int(value) for key, value in pairs}
+    try:
+        return {int(key): int(value) for key, value in pairs}
+    except ValueError as error:
+        raise InputError(f"{path} is not two numbers a line: {error}") from None

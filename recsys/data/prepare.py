@@ -104,11 +104,7 @@ def prepare(
         raise InputError(
             f"--engine {engine} is not in this version; --engine duckdb works out of core"
         )
-    if (
-        out.exists()
-        and not (out / "dataset.json").is_file()
-        and (out.is_file() or any(out.iterdir()))
-    ):
+    if out.exists() and not _is_ours(out) and (out.is_file() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not a prepared data set; choose another --out")
     source = _with_items(whole_source(source, config.sessions, config.test), config, report)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +121,16 @@ def prepare(
     return SequenceDataset.load(out)
 
 
+def _is_ours(out: Path) -> bool:
+    """Whether a folder holds a data set, however damaged, and no file of another kind in the place
+    of its description."""
+    try:
+        info = json.loads((out / "dataset.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return (out / "sequences.arrow").is_file() and (out / "dataset.json").is_file()
+    return isinstance(info, dict) and {"format", "fingerprint"} <= info.keys()
+
+
 def _prepare_into(folder: Path, source: Source, config: DataConfig, report: Report) -> None:
     """Run the whole preparation and fill `folder`."""
     import ibis
@@ -132,6 +138,7 @@ def _prepare_into(folder: Path, source: Source, config: DataConfig, report: Repo
     folder.mkdir()
     con = ibis.duckdb.connect(folder.parent / "work.duckdb")
     con.raw_sql("SET preserve_insertion_order = true")
+    con.raw_sql("SET TimeZone = 'UTC'")
     try:
         rows = read_rows(con, source, config.columns, report)
         raw = con.create_table("raw", rows, temp=True)

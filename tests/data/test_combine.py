@@ -54,3 +54,21 @@ def test_data_sets_of_one_name_or_without_text_are_refused(tmp_path: Path):
         combine([one, one], print)
     with pytest.raises(InputError, match="nothing is known of the items in words"):
         combine([one, made(tmp_path, "bare", titled=False)], print)
+
+
+def test_other_texts_make_another_whole_and_a_damaged_one_is_made_anew(tmp_path: Path):
+    one = made(tmp_path, "one")
+    before = combine([one], print)
+    log = tmp_path / "one.jsonl"
+    log.write_text(log.read_text().replace('"title": "one"', '"title": "better"'))
+    again = tmp_path / "again"
+    table = pa.table({"user": ["u", "u", "v", "v"], "item": ["a", "b", "b", "c"]})
+    config = DataConfig(items=str(log))
+    better = prepare(source_from_table(table, Columns(), "one"), again, config, report=print)
+    assert better.fingerprint == one.fingerprint
+    after = combine([better], print)
+    assert after != before
+    assert SequenceDataset.load(after).catalogue["title"].to_pylist()[0] == "better"
+    (after / "sequences.arrow").write_bytes(b"cut")
+    assert combine([better], print) == after
+    assert SequenceDataset.load(after).num_items == 3

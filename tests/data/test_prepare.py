@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from recsys.data import prepare as prepare_module
@@ -279,3 +280,97 @@ def test_check_ins_with_iso_times_can_be_read_by_naming_columns(real_data, tmp_p
     dataset = made(path, columns=Columns("user", "place", "time"), duplicates="keep")
     assert (len(dataset), dataset.num_items, len(dataset.items)) == (171, 23_361, 50_000)
     assert json.loads((tmp_path / "prepared/dataset.json").read_text())["time_unit"] == "us"
+
+
+def test_a_named_item_column_leaves_the_time_to_be_guessed(tmp_path):
+    text = "user,film,time\n" + "".join(f"{u},{i},{t}\n" for u, i, t in ROWS)
+    path, said = written(tmp_path / "log.csv", text), []
+    columns = Columns("user", "film")
+    dataset = prepare(source_from_path(path, columns), tmp_path / "out", report=said.append)
+    assert histories(dataset) == WANTED
+    assert "time = 'time' (guessed" in said[0]
+
+
+def test_times_with_an_offset_are_moments(tmp_path):
+    rows = (
+        "u,first,2020-10-25T02:30:00+02:00\n"
+        "u,second,2020-10-25T02:10:00+01:00\n"
+        "u,third,2020-10-25T01:30:00Z\n"
+        "u,fourth,2020-10-25 02:30:00.25\n"
+    )
+    dataset = made(written(tmp_path / "log.csv", "user,item,time\n" + rows))
+    assert histories(dataset) == {"u": ["first", "second", "third", "fourth"]}
+    minutes = [(t - 1_603_584_000_000_000) / 60e6 for t in dataset.timestamps.tolist()]
+    assert minutes == [30, 70, 90, 150 + 0.25 / 60]
+
+
+@pytest.mark.parametrize("name", ["log[1].csv", "l*g.csv", "user=9/log?.csv"])
+def test_a_file_is_read_whatever_its_name_means_to_a_reader(tmp_path, name):
+    text = "user,item\nu,a\nv,b\n"
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    for other in ("log1.csv", "lag.csv", "logs.csv"):
+        written(path.parent / other, "user,item\nx,y\n")
+    assert histories(made(written(path, text))) == {"u": ["a"], "v": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "wanted"),
+    [
+        ("item", pa.array([2**63 + 1, 2**64 - 1], pa.uint64()), [str(2**63 + 1), str(2**64 - 1)]),
+        ("item", pa.array([1.0, 1e30]), ["1.0", "1e+30"]),
+        ("item", pa.array([1, 2], pa.uint64()), [1, 2]),
+        ("time", pa.array([1.7e15 + 0.25, 1.6e15]), None),
+    ],
+)
+def test_numbers_beyond_what_is_kept_are_kept_as_texts_or_rounded(tmp_path, column, values, wanted):
+    table = pa.table({"user": [1, 1], "item": [1, 2]} | {column: values})
+    dataset = prepare(source_from_table(table, Columns(), "log"), tmp_path / "out", report=print)
+    if wanted is None:
+        assert dataset.timestamps.tolist() == [1_600_000_000_000_000, 1_700_000_000_000_000]
+        assert dataset.info["time_unit"] == "us"
+    else:
+        assert dataset.catalogue["item"].to_pylist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"user": [1.0, float("nan")], "item": [1, 2]}, "1 rows have no user, the first in row 2"),
+        ({"user": [1, 2], "item": [float("inf"), 2.0]}, "1 rows have no item, the first in row 1"),
+        ({"user": [1, 2], "item": [1, 2], "time": ["2020-01-01", "infinity"]}, "'infinity' in row"),
+        (
+            {"user": [1, 2], "item": [1, 2], "time": pa.array([2**63, 1], pa.uint64())},
+            "neither a number nor an ISO date",
+        ),
+        ({"user": [1], "item": [1], "time": pa.array([1], pa.duration("s"))}, "'time' of log"),
+    ],
+)
+def test_values_that_are_no_ids_or_times_are_named(tmp_path, table, message):
+    source = source_from_table(pa.table(table), Columns(), "log")
+    with pytest.raises(InputError, match=message):
+        prepare(source, tmp_path / "out", report=print)
+
+
+@pytest.mark.parametrize("items", [["a", 2, 3], [1, "a", 3]])
+def test_ids_of_several_types_in_a_data_frame_are_texts(tmp_path, items):
+    frame = pd.DataFrame({"user": [1, 1, 1], "item": items})
+    source = source_from_table(frame, Columns(), "frame")
+    dataset = prepare(source, tmp_path / "out", report=print)
+    assert dataset.catalogue["item"].to_pylist() == list(map(str, items))
+
+
+def test_a_data_frame_with_columns_of_one_name_is_refused():
+    frame = pd.DataFrame([[1, 2, 3]], columns=["user", "item", "item"])
+    with pytest.raises(InputError, match="columns of one name"):
+        source_from_table(frame, Columns(), "frame")
+
+
+def test_a_log_that_is_called_like_a_data_set_is_not_replaced(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    text = '{"user":1,"item":1}\n{"user":1,"item":2}\n'
+    path = written(folder / "dataset.json", text)
+    with pytest.raises(InputError, match="is not a prepared data set"):
+        prepare(source_from_path(path), folder, report=print)
+    assert path.read_text() == text

@@ -9,7 +9,8 @@ import pytest
 
 from recsys.data import sources
 from recsys.data.amazon import read_items
-from recsys.data.prepare import prepare
+from recsys.data.cache import open_data
+from recsys.data.prepare import DataConfig, prepare
 from recsys.errors import InputError, WorkError
 
 
@@ -186,3 +187,51 @@ def test_real_files_have_their_published_counts_and_titles(
     assert (len(dataset), dataset.num_items, len(dataset.items)) == counts
     titles = dataset.catalogue["title"].to_pylist()
     assert sum(title in (text or "") for text in titles) > 0.5 * len(titles)
+
+
+def test_lines_of_items_that_no_text_can_hold_are_mended_or_counted(tmp_path):
+    nested = '{"asin": "B2", "categories": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    meta = gz(tmp_path / "meta.json.gz", ['{"asin": "B1", "title": "half \\ud83d"}', nested])
+    said: list[str] = []
+    (item,) = read_items(meta, said.append).to_pylist()
+    assert item["title"] == "half ?"
+    assert said == ["meta.json.gz: 1 lines could not be read and were skipped"]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_movielens_1m_of_other_ids_gets_its_own_back(shelf, tmp_path, ending):
+    folder = shelf / "ml-1m"
+    files = {
+        "ml-1m_sas_sequences.txt": "1 2 1 3\n2 1 2 3\n",
+        "sas_to_original_users.txt": "1 70\n2 80\n",
+        "sas_to_original_items.txt": "1 11\n2 22\n3 33\n",
+    }
+    folder.mkdir()
+    for name, text in files.items():
+        data = gzip.compress(text.encode()) if ending else text.encode()
+        (folder / f"{name}{ending}").write_bytes(data)
+    dataset = prepared("movielens-1m", tmp_path)
+    assert dataset.users.to_pylist() == [70, 80]
+    raw = dataset.catalogue["item"].to_pylist()
+    assert [raw[item - 1] for item in dataset[0]] == [22, 11, 33]
+    (folder / f"sas_to_original_items.txt{ending}").unlink()
+    (folder / "sas_to_original_items.txt").write_text("1 11\n2 22\n")
+    with pytest.raises(InputError, match=r"sequences.txt.*, line 1 is not .*: 3"):
+        prepared("movielens-1m", tmp_path)
+    (folder / "sas_to_original_items.txt").write_text("1 11 5\n")
+    with pytest.raises(InputError, match="is not two numbers a line"):
+        prepared("movielens-1m", tmp_path)
+
+
+def test_items_that_come_later_are_taken_into_the_cache(shelf):
+    folder = shelf / "ml-100k"
+    folder.mkdir()
+    rows = (f"{user}\t{item}\t3\t{user + item}\n" for user in (1, 2) for item in (1, 2, 3))
+    (folder / "u.data").write_text("".join(rows))
+    assert "title" not in open_data("movielens-100k", DataConfig(), print)[0].catalogue.column_names
+    (folder / "u.item").write_text("".join(f"{n}|Film {n} (1995)|||||1\n" for n in (1, 2, 3)))
+    dataset, _ = open_data("movielens-100k", DataConfig(), print)
+    assert dataset.catalogue["title"].to_pylist() == [f"Film {n} (1995)" for n in (1, 2, 3)]
+    (folder / "u.item").write_text("1\n")
+    with pytest.raises(InputError, match="is not a file of films"):
+        open_data("movielens-100k", DataConfig(), print)
