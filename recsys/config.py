@@ -120,7 +120,8 @@ def _coerce(value: Any, kind: Any, key: str) -> Any:
             number = math.nan
         if kind is float and math.isfinite(number):
             return number
-        if kind is int and number.is_integer():
+        # From 2^53 on a float is one whole number for many.
+        if kind is int and number.is_integer() and abs(number) < 2**53:
             return int(number)
     raise InputError(f"{key} must be {_type_name(kind)}, got {value!r}")
 

@@ -79,6 +79,8 @@ def test_a_setting_takes_the_type_of_its_field(name, text, value):
     [
         ("dim", "6.5", "model.dim must be a whole number, got '6.5'"),
         ("dim", "many", "a whole number"),
+        ("dim", "1e300", "a whole number"),
+        ("dim", 2**53 + 1, "a whole number"),
         ("dim", True, "a whole number"),
         ("dim", "", "a whole number"),
         ("dim", [8], "a whole number"),
