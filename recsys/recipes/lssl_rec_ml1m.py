@@ -17,7 +17,7 @@ def recipe() -> RunConfig:
         model=LSSLRec.Config(dim=64, num_layers=2, max_len=200, dropout=0.2),
         loss=Softmax(),
         trainer=TrainerConfig(
-            epochs=84,
+            epochs=56,
             batch_size=128,
             long_histories="moving_windows",
             lr=1e-3,
