@@ -69,9 +69,8 @@ def test_a_trained_run_recommends_what_comes_next(shop: Path):
 
 
 def test_a_model_over_gaps_is_asked_with_the_times_of_the_history(shop: Path, tmp_path: Path):
-    sets = ("model.time=gaps", "model.dim=8", "trainer.epochs=1")
-    words = [word for setting in sets for word in ("--set", setting)]
-    done("train", "--model", "lssl_rec", "--data", shop / "data", "--out", "gaps", *words)
+    short = sets({"model.time": "gaps", "model.dim": 8, "trainer.epochs": 1})
+    done("train", "--model", "lssl_rec", "--data", shop / "data", "--out", "gaps", *short)
     history = ("recommend", "gaps", "--history", "i3,i4", "-k", 2, "--json")
     near, far = (
         done(*history, "--times", times).json["items"] for times in ("0,86400", "0,8640000")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from commands import contents, recsys
+from commands import contents, recsys, sets
 
 from recsys.checkpoint import LOCK, STATE, read_tensors
 from recsys.settings import configure, differences
@@ -35,7 +35,7 @@ SETTINGS = {
     "trainer.save_every_seconds": 0,
 }
 STEPS_AN_EPOCH = 5
-WORDS = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
+WORDS = sets(SETTINGS)
 CLOCK = {"seconds", "interactions_per_second", "valid_seconds", "peak_rss_mb"}
 
 

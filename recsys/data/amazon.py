@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from recsys.data.interactions import Columns, Source
+from recsys.data.text import unbroken
 from recsys.errors import InputError
 
 Report = Callable[[str], None]
@@ -144,8 +145,7 @@ def _clean(value: Any) -> str | None:
     """Plain text: entities decoded, tags removed; a title that is a piece of script is no title."""
     if not isinstance(value, str):
         return None
-    whole = value.encode("utf-8", "replace").decode()  # JSON may hold half a character
-    text = " ".join(_TAG.sub(" ", html.unescape(whole)).split())
+    text = " ".join(_TAG.sub(" ", html.unescape(unbroken(value))).split())
     return None if not text or "function(" in text or text.startswith("var ") else text[:1000]
 
 

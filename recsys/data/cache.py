@@ -28,15 +28,21 @@ def open_data(data: Any, config: DataConfig, report: Report) -> tuple[SequenceDa
         raise InputError(f"{data} is damaged: it has no dataset.json; prepare it again")
     source = source_of(data, config, report)
     folder = _place(source, config)
-    if is_prepared(folder):
-        try:
-            dataset = SequenceDataset.load(folder)
-        except InputError as error:
-            report(f"{error}: preparing it anew")
-        else:
-            report(f"using the data prepared before in {folder}")
-            return dataset, folder
+    if (dataset := kept(folder, report)) is not None:
+        report(f"using the data prepared before in {folder}")
+        return dataset, folder
     return prepare(source, folder, config, report=report), folder
+
+
+def kept(folder: Path, report: Report) -> SequenceDataset | None:
+    """What the cache keeps in a folder; None where that is nothing or damaged, which is told."""
+    if not is_prepared(folder):
+        return None
+    try:
+        return SequenceDataset.load(folder)
+    except InputError as error:
+        report(f"{error}: preparing it anew")
+        return None
 
 
 def is_prepared(data: Any) -> bool:

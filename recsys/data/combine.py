@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from recsys.data.cache import kept
 from recsys.data.sequences import (
     FORMAT_VERSION,
     SequenceDataset,
@@ -35,15 +36,9 @@ def combine(datasets: Sequence[SequenceDataset], report: Report) -> Path:
         for batch in dataset.catalogue.to_batches():
             digest.update(batch.serialize())
     folder = cache_dir() / "prepared" / f"{'+'.join(names)}-{digest.hexdigest()[:12]}"
-    if (folder / "dataset.json").is_file():
-        try:
-            SequenceDataset.load(folder)
-        except InputError as error:
-            report(f"{error}: combining anew")
-        else:
-            return folder
-    with folder_written_whole(folder) as aside:
-        _write(aside, datasets, report)
+    if kept(folder, report) is None:
+        with folder_written_whole(folder) as aside:
+            _write(aside, datasets, report)
     return folder
 
 

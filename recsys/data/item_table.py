@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from recsys.data.text import FIRST, Report
+from recsys.data.text import FIRST, Report, unbroken
 from recsys.errors import InputError, nearest
 
 ID_COLUMNS = ("item", "item_id", "itemid", "id", "asin", "parent_asin", "product_id", "sku")
@@ -120,7 +120,7 @@ def _id(value: Any) -> str | None:
     if value is None or value != value or str(value).strip() == "":
         return None
     whole = isinstance(value, float) and value.is_integer()
-    return _unbroken(str(int(value) if whole else value))
+    return unbroken(str(int(value) if whole else value))
 
 
 def _kind(name: str, values: list[Any]) -> Kind:
@@ -165,7 +165,7 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def _texts(values: list[Any]) -> pa.Array:
-    texts = [None if _is_blank(value) else _unbroken(str(value)) for value in values]
+    texts = [None if _is_blank(value) else unbroken(str(value)) for value in values]
     return pa.array(texts, pa.string())
 
 
@@ -199,14 +199,9 @@ def _number(value: Any) -> int | float:
 def _lists(values: list[Any]) -> pa.Array:
     """Lists of texts, nested ones made flat; null for an empty one."""
     lists = [
-        [_unbroken(str(part)) for part in _flat(value) if not _is_blank(part)] for value in values
+        [unbroken(str(part)) for part in _flat(value) if not _is_blank(part)] for value in values
     ]
     return pa.array([parts or None for parts in lists], pa.list_(pa.string()))
-
-
-def _unbroken(text: str) -> str:
-    """Halves of characters, which JSON can spell and no file can hold, become question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

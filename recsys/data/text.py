@@ -109,3 +109,8 @@ def _is_text(field: pa.Field) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def unbroken(text: str) -> str:
+    """Halves of characters, which JSON can spell and no file can hold, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -22,11 +22,12 @@ def upserted(now: Snapshot, given: Sequence[pa.Table], order_N: np.ndarray) -> S
     which of all their rows comes first, second and so on, which numbers the new items. InputError
     where the model does not know items by what is said of them.
     """
-    described = [_described(table, now.catalogue) for table in given]
+    known = [pc.index_in(table["item"], value_set=now.vocab.raw_ids) for table in given]
+    described = [_described(*pair, now.catalogue) for pair in zip(given, known, strict=True)]
     rows = pa.concat_tables([table.select(now.catalogue.column_names) for table in described])
     rows = rows.take(int_array(order_N))
-    known = pc.index_in(rows["item"].combine_chunks(), value_set=now.vocab.raw_ids)
-    known_N = pc.fill_null(known, -1).to_numpy().astype(np.int64)
+    known_N = np.concatenate([pc.fill_null(places, -1).to_numpy() for places in known])
+    known_N = known_N.astype(np.int64)[order_N]
     new_N = known_N < 0
     place_N = known_N + 1
     place_N[new_N] = len(now.vocab) + 1 + np.arange(new_N.sum())
@@ -107,10 +108,9 @@ def _all_texts(values: list[Any]) -> bool:
     return all(value is None or isinstance(value, str) for value in values)
 
 
-def _described(given: pa.Table, catalogue: pa.Table) -> pa.Table:
+def _described(given: pa.Table, known: pa.Array, catalogue: pa.Table) -> pa.Table:
     """The given rows with every column of the catalogue: what is not said again of a known item
     stays, and what is not said of a new one is null. Other columns are kept behind them."""
-    known = pc.index_in(given["item"], value_set=catalogue["item"].combine_chunks())
     columns = {"item": given["item"]}
     for field in catalogue.schema:
         if field.name == "count":

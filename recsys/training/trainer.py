@@ -229,9 +229,10 @@ class Trainer:
     def _optimizer_step(self, pairs: float) -> None:
         at, config = self.progress, self.config
         if config.accumulate > 1:
-            # Gradients are means over the processes, and so is what they are divided by.
-            pairs_1 = torch.tensor([pairs], device=self.accelerator.device)
-            pairs = float(self.accelerator.reduce(pairs_1, "mean"))
+            if self.accelerator.num_processes > 1:
+                # Gradients are means over the processes, and so is what they are divided by.
+                pairs_1 = torch.tensor([pairs], device=self.accelerator.device)
+                pairs = float(self.accelerator.reduce(pairs_1, "mean"))
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad /= pairs

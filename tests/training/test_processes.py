@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import recsys
+from commands import recsys, sets
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TRAINING = """
@@ -54,8 +54,7 @@ def test_processes_keep_the_same_weights_and_go_on_as_if_never_stopped(tmp_path:
         assert done.returncode == 0, done.stderr
         return tmp_path / out
 
-    sets = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
-    begin = ["--model", "sasrec", "--data", str(tmp_path / "data"), *sets]
+    begin = ["--model", "sasrec", "--data", str(tmp_path / "data"), *sets(SETTINGS)]
     whole = train("whole", 4, *begin)
     train("run", 2, *begin)
     run = train("run", 4, "--resume")
