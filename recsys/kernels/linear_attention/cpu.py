@@ -14,12 +14,14 @@ from recsys.kernels.compiled import arrays, inlined, kernel, over_sequences
 from recsys.kernels.lanes import (
     LANES,
     add,
+    filled,
     load,
     multiply,
     multiply_add,
     splat,
     store,
     total,
+    whole,
     zeros,
 )
 from recsys.kernels.packing import check_cu_seqlens
@@ -33,7 +35,7 @@ def states_shape(
 ) -> tuple[int, ...]:
     """Shape of the states that `forward` keeps; those of n begin at cu_seqlens[n] // EVERY + n."""
     total, heads, key_size = q_THK.shape
-    return total // EVERY + num_sequences, heads, _whole(key_size), _whole(v_THP.shape[-1])
+    return total // EVERY + num_sequences, heads, whole(key_size), whole(v_THP.shape[-1])
 
 
 def forward(
@@ -50,7 +52,7 @@ def forward(
     """(o [T, H, P], final [N, H, K, P], kept states)."""
     check_cu_seqlens(cu_seqlens, len(v_THP))
     dtype = S_NHKP.dtype
-    q, k, v = (_vectors(x, dtype) for x in (q_THK, k_THK, v_THP))
+    q, k, v = (filled(x, dtype) for x in (q_THK, k_THK, v_THP))
     S = _matrices(S_NHKP)
     shape = states_shape(q_THK, k_THK, v_THP, len(S_NHKP), chunk_size)
     states = torch.empty(shape, dtype=dtype)
@@ -86,7 +88,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
     """(dq, dk, dv, dlog_decay, dbeta, dS) of `forward`."""
     dtype = states.dtype
-    do, q, k, v = (_vectors(x, dtype) for x in (do_THP, q_THK, k_THK, v_THP))
+    do, q, k, v = (filled(x, dtype) for x in (do_THP, q_THK, k_THK, v_THP))
     dfinal = _matrices(dfinal_NHKP)
     decay = _decays(log_decay_TH, v, dtype)
     dq, dk, dv = (torch.empty(x.shape, dtype=dtype) for x in (q, k, v))
@@ -114,21 +116,11 @@ def backward(
     )
 
 
-def _whole(size: int) -> int:
-    """The next multiple of LANES."""
-    return -(-size // LANES) * LANES
-
-
-def _vectors(x: Tensor, dtype: torch.dtype) -> np.ndarray:
-    """x with zeros up to a whole number of vectors in its last place."""
-    return arrays(dtype, pad(x, (0, _whole(x.shape[-1]) - x.shape[-1])))[0]
-
-
 def _matrices(S_NHKP: Tensor) -> np.ndarray:
     """[N, H, K P] with K and P filled up by zeros."""
     key_size, value_size = S_NHKP.shape[2:]
-    filled = pad(S_NHKP, (0, _whole(value_size) - value_size, 0, _whole(key_size) - key_size))
-    return arrays(S_NHKP.dtype, filled.flatten(2))[0]
+    widths = (0, whole(value_size) - value_size, 0, whole(key_size) - key_size)
+    return arrays(S_NHKP.dtype, pad(S_NHKP, widths).flatten(2))[0]
 
 
 def _cut(S: Tensor, like_NHKP: Tensor, states: Tensor) -> Tensor:

@@ -1,15 +1,35 @@
-"""selective_scan on the CPU: rows of channels, one state after the other, one step at a time.
+"""selective_scan on the CPU: a vector of channels after the other, one step at a time.
 
-A state [S, D] stays in the fastest cache; sums over s are sums of whole rows.
+The states of a vector of channels stay in the fastest cache while time passes, and sums over s in
+registers; what the backward keeps of a chunk stays in the second cache. Sums over channels, dB and
+dC, are kept as vectors until all channels of the chunk are done.
 """
+
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.kernels.compiled import arrays, exp, kernel, mask, over_sequences, summing_kernel
+from recsys.kernels.compiled import arrays, inlined, kernel, mask, over_sequences
+from recsys.kernels.lanes import (
+    exp2,
+    filled,
+    load,
+    multiply,
+    multiply_add,
+    per_vector,
+    splat,
+    store,
+    total,
+    whole,
+    zeros,
+)
 from recsys.kernels.packing import check_cu_seqlens
 from recsys.kernels.selective_scan.checkpoints import CHUNK, num_checkpoints
+
+_LOG2_E = 1 / math.log(2)
+_LN_2 = math.log(2)
 
 
 def forward(
@@ -25,17 +45,21 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y [T, D] in the dtype of u, final [N, S, D], checkpoints [C, S, D])."""
     check_cu_seqlens(cu_seqlens, len(u_TD))
-    dtype = h_NSD.dtype
-    y_TD = torch.empty(u_TD.shape, dtype=dtype)
-    final_NSD = torch.empty(h_NSD.shape, dtype=dtype)
-    checkpoints_CSD = torch.empty((num_checkpoints(len(u_TD)), *h_NSD.shape[1:]), dtype=dtype)
+    dtype, dim = h_NSD.dtype, u_TD.shape[1]
+    channels = whole(dim)
+    y_TD = torch.empty((len(u_TD), channels), dtype=dtype)
+    final_NSD = torch.empty((*h_NSD.shape[:2], channels), dtype=dtype)
+    places = (num_checkpoints(len(u_TD)), len(A_SD), channels)
+    checkpoints_CSD = torch.empty(places, dtype=dtype)
     over_sequences(
         _walk,
-        *arrays(dtype, u_TD, dt_TD, A_SD, B_TS, C_TS, h_NSD),
-        *(mask(reset_T), y_TD.numpy(), final_NSD.numpy(), checkpoints_CSD.numpy()),
+        *(filled(u_TD, dtype), filled(dt_TD, dtype), *_rates(A_SD, dtype)),
+        *(*arrays(dtype, B_TS, C_TS), filled(h_NSD, dtype), mask(reset_T)),
+        *(y_TD.numpy(), final_NSD.numpy(), checkpoints_CSD.numpy()),
         cu_seqlens=cu_seqlens.numpy(),
         options=(reverse,),
     )
+    y_TD, final_NSD, checkpoints_CSD = _cut(dim, y_TD, final_NSD, checkpoints_CSD)
     return y_TD.to(u_TD.dtype), final_NSD, checkpoints_CSD
 
 
@@ -54,87 +78,125 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(du [T, D], ddt [T, D], dA [S, D], dB [T, S], dC [T, S], dh [N, S, D]) of `forward`."""
-    dtype = h_NSD.dtype
-    shapes = (u_TD.shape, u_TD.shape, h_NSD.shape, B_TS.shape, C_TS.shape, h_NSD.shape)
-    gradients = [torch.empty(shape, dtype=dtype) for shape in shapes]
+    dtype, dim = h_NSD.dtype, u_TD.shape[1]
+    dy, dfinal, u, dt, h, checkpoints = (
+        filled(x, dtype) for x in (dy_TD, dfinal_NSD, u_TD, dt_TD, h_NSD, checkpoints_CSD)
+    )
+    du, ddt, dA, dh = (torch.empty(x.shape, dtype=dtype) for x in (u, dt, h, h))
+    dB_TS, dC_TS = (torch.empty(x.shape, dtype=dtype) for x in (B_TS, C_TS))
     over_sequences(
         _back,
-        *arrays(dtype, dy_TD, dfinal_NSD, u_TD, dt_TD, A_SD, B_TS, C_TS, h_NSD),
-        *(checkpoints_CSD.numpy(), mask(reset_T)),
-        *(gradient.numpy() for gradient in gradients),
+        *(dy, dfinal, u, dt, *_rates(A_SD, dtype), *arrays(dtype, B_TS, C_TS), h, checkpoints),
+        mask(reset_T),
+        *(gradient.numpy() for gradient in (du, ddt, dA, dB_TS, dC_TS, dh)),
         cu_seqlens=cu_seqlens.numpy(),
         options=(reverse,),
     )
-    du_TD, ddt_TD, dA_NSD, dB_TS, dC_TS, dh_NSD = gradients
+    du_TD, ddt_TD, dA_NSD, dh_NSD = _cut(dim, du, ddt, dA, dh)
     # By sequence first and in their order, so that threads do not change the sum.
     return du_TD, ddt_TD, dA_NSD.sum(dim=0), dB_TS, dC_TS, dh_NSD
 
 
+def _rates(A_SD: Tensor, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """A log2(e) in `dtype`, and what rounding took from it."""
+    exact = A_SD.double() * _LOG2_E
+    rounded = exact.to(dtype)
+    return filled(rounded, dtype), filled(exact - rounded, dtype)
+
+
+def _cut(dim: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The first `dim` channels."""
+    return tuple(x[..., :dim].contiguous() for x in tensors)
+
+
+@inlined
+def _take(matrix, d, column):
+    """One vector of channels of [S, D], the states one after the other."""
+    width = per_vector(column)
+    for s in range(len(matrix)):
+        store(column, s * width, load(matrix[s], d))
+
+
+@inlined
+def _put(column, matrix, d):
+    """The way back of `_take`."""
+    width = per_vector(column)
+    for s in range(len(matrix)):
+        store(matrix[s], d, load(column, s * width))
+
+
+@inlined
+def _decay(dt_t, rate, rest, place):
+    """exp(dt_t A), of A log2(e) in two parts."""
+    return exp2(multiply(dt_t, load(rate, place)), multiply(dt_t, load(rest, place)))
+
+
 @kernel
-def _walk(u, dt, A, B, C, h0, reset, y, final, checkpoints, cu, first, last, reverse):
-    states, dim = A.shape
+def _walk(u, dt, A2, A2_rest, B, C, h0, reset, y, final, checkpoints, cu, first, last, reverse):
+    states, dim = A2.shape
+    width = per_vector(A2)
     step = -1 if reverse else 1
-    dtu = np.empty(dim, dtype=u.dtype)
+    size = states * width
+    rate, rest, h = np.empty(size, u.dtype), np.empty(size, u.dtype), np.empty(size, u.dtype)
     for n in range(first, last):
-        h = final[n]
-        h[:] = h0[n]
-        t = cu[n + 1] - 1 if reverse else cu[n]
-        for i in range(cu[n + 1] - cu[n]):
-            if i > 0 and i % CHUNK == 0:
-                checkpoints[(cu[n] + i) // CHUNK - 1] = h
-            if len(reset) > 0 and reset[t]:
-                h[:] = 0
-            u_t, dt_t, y_t = u[t], dt[t], y[t]
-            for d in range(dim):
-                dtu[d] = dt_t[d] * u_t[d]
-                y_t[d] = 0
-            for s in range(states):
-                A_s, h_s, B_ts, C_ts = A[s], h[s], B[t, s], C[t, s]
-                for d in range(dim):
-                    h_d = exp(dt_t[d] * A_s[d]) * h_s[d] + dtu[d] * B_ts
-                    h_s[d] = h_d
-                    y_t[d] += C_ts * h_d
-            t += step
+        for d in range(0, dim, width):
+            _take(A2, d, rate)
+            _take(A2_rest, d, rest)
+            _take(h0[n], d, h)
+            t = cu[n + 1] - 1 if reverse else cu[n]
+            for i in range(cu[n + 1] - cu[n]):
+                if i > 0 and i % CHUNK == 0:
+                    _put(h, checkpoints[(cu[n] + i) // CHUNK - 1], d)
+                if len(reset) > 0 and reset[t]:
+                    h[:] = 0
+                B_t, C_t, dt_t, y_t = B[t], C[t], load(dt[t], d), zeros(u)
+                dtu_t = multiply(dt_t, load(u[t], d))
+                for s in range(states):
+                    place = s * width
+                    decay = _decay(dt_t, rate, rest, place)
+                    h_s = multiply_add(splat(B_t[s]), dtu_t, multiply(decay, load(h, place)))
+                    store(h, place, h_s)
+                    y_t = multiply_add(splat(C_t[s]), h_s, y_t)
+                store(y[t], d, y_t)
+                t += step
+            _put(h, final[n], d)
 
 
-@kernel
-def _recompute(dt, dtu, A, B, reset, t, step, zero, decays, h):
+@inlined
+def _recompute(u, dt, rate, rest, B, reset, d, t, step, steps, zero, decay, h):
     """From the state h[0] on, the decays of each step and the state behind it."""
-    states, dim = A.shape
-    for i in range(len(dtu)):
+    width = per_vector(rate)
+    for i in range(steps):
         before = zero if len(reset) > 0 and reset[t] else h[i]
-        dt_t, dtu_t = dt[t], dtu[i]
-        for s in range(states):
-            A_s, B_ts, before_s = A[s], B[t, s], before[s]
-            decay_s, after_s = decays[i, s], h[i + 1, s]
-            for d in range(dim):
-                decay = exp(dt_t[d] * A_s[d])
-                decay_s[d] = decay
-                after_s[d] = decay * before_s[d] + dtu_t[d] * B_ts
+        after, decay_t, B_t, dt_t = h[i + 1], decay[i], B[t], load(dt[t], d)
+        dtu_t = multiply(dt_t, load(u[t], d))
+        for s in range(len(B_t)):
+            place = s * width
+            decay_s = _decay(dt_t, rate, rest, place)
+            store(decay_t, place, decay_s)
+            h_s = multiply_add(splat(B_t[s]), dtu_t, multiply(decay_s, load(before, place)))
+            store(after, place, h_s)
         t += step
 
 
-@summing_kernel
-def _back_step(
-    dy_t, dt_t, dtu_t, A, B_t, C_t, decay, before, after, carry, q, ddt_t, dA, dB_t, dC_t, nothing
-):
-    """One step back. carry is g_t without C_t dy_t before it and exp(dt_t A) g_t after it."""
-    states, dim = A.shape
-    for s in range(states):
-        A_s, B_ts, C_ts = A[s], B_t[s], C_t[s]
-        decay_s, before_s, after_s, carry_s, dA_s = decay[s], before[s], after[s], carry[s], dA[s]
-        dB_ts = dC_ts = nothing
-        for d in range(dim):
-            g = carry_s[d] + C_ts * dy_t[d]
-            dC_ts += after_s[d] * dy_t[d]
-            dB_ts += g * dtu_t[d]
-            q[d] += g * B_ts
-            g *= decay_s[d]
-            carry_s[d] = g
-            through_decay = g * before_s[d]
-            ddt_t[d] += through_decay * A_s[d]
-            dA_s[d] += through_decay * dt_t[d]
-        dB_t[s], dC_t[s] = dB_ts, dC_ts
+@inlined
+def _step_back(dy_t, u_t, dt_t, rate, B_t, C_t, decay, before, after, carry, dA, dB, dC, ln_2):
+    """(du_t, ddt_t) of one step. carry is g_t without C_t dy_t before it and exp(dt_t A) g_t after
+    it; to dA, dB and dC, [S] vectors of channels, is added."""
+    width = per_vector(rate)
+    dtu_t, q, through_rate = multiply(dt_t, u_t), zeros(rate), zeros(rate)
+    for s in range(len(B_t)):
+        place = s * width
+        g = multiply_add(splat(C_t[s]), dy_t, load(carry, place))
+        store(dC, place, multiply_add(load(after, place), dy_t, load(dC, place)))
+        store(dB, place, multiply_add(g, dtu_t, load(dB, place)))
+        q = multiply_add(splat(B_t[s]), g, q)
+        g = multiply(g, load(decay, place))
+        store(carry, place, g)
+        through_decay = multiply(g, load(before, place))
+        through_rate = multiply_add(through_decay, load(rate, place), through_rate)
+        store(dA, place, multiply_add(through_decay, dt_t, load(dA, place)))
+    return multiply(q, dt_t), multiply_add(splat(ln_2), through_rate, multiply(q, u_t))
 
 
 @kernel
@@ -143,7 +205,8 @@ def _back(
     dfinal,
     u,
     dt,
-    A,
+    A2,
+    A2_rest,
     B,
     C,
     h0,
@@ -160,42 +223,49 @@ def _back(
     last,
     reverse,
 ):
-    states, dim = A.shape
+    states, dim = A2.shape
+    width, dtype = per_vector(A2), u.dtype
     step = -1 if reverse else 1
-    h = np.empty((CHUNK + 1, states, dim), dtype=u.dtype)
-    decays = np.empty((CHUNK, states, dim), dtype=u.dtype)
-    dtu = np.empty((CHUNK, dim), dtype=u.dtype)
-    zero = np.zeros((states, dim), dtype=u.dtype)
-    q = np.empty(dim, dtype=u.dtype)
-    nothing = np.zeros(1, dtype=u.dtype)[0]
+    size = states * width
+    h, decay = np.empty((CHUNK + 1, size), dtype=dtype), np.empty((CHUNK, size), dtype=dtype)
+    dB_is, dC_is = np.empty((CHUNK, size), dtype=dtype), np.empty((CHUNK, size), dtype=dtype)
+    rate, rest = np.empty(size, dtype), np.empty(size, dtype)
+    carry, dA_d = np.empty(size, dtype), np.empty(size, dtype)
+    zero = np.zeros(size, dtype=dtype)
+    ln_2 = np.full(1, _LN_2, dtype=dtype)[0]
     for n in range(first, last):
-        carry, dA_n = dh0[n], dA[n]
-        carry[:] = dfinal[n]
-        dA_n[:] = 0
-        length = cu[n + 1] - cu[n]
+        dh0[n] = dfinal[n]
+        dA[n] = 0
+        start, length = cu[n], cu[n + 1] - cu[n]
         for begin in range((length - 1) // CHUNK * CHUNK, -1, -CHUNK):
             steps = min(CHUNK, length - begin)
-            t = cu[n + 1] - 1 - begin if reverse else cu[n] + begin
+            first_t = start + length - 1 - begin if reverse else start + begin
+            dB_is[:] = 0
+            dC_is[:] = 0
+            for d in range(0, dim, width):
+                _take(A2, d, rate)
+                _take(A2_rest, d, rest)
+                _take(dh0[n], d, carry)
+                _take(dA[n], d, dA_d)
+                _take(h0[n] if begin == 0 else checkpoints[(start + begin) // CHUNK - 1], d, h[0])
+                _recompute(u, dt, rate, rest, B, reset, d, first_t, step, steps, zero, decay, h)
+                for i in range(steps - 1, -1, -1):
+                    t = first_t + i * step
+                    forgets = len(reset) > 0 and reset[t]
+                    before = zero if forgets else h[i]
+                    dy_t, u_t, dt_t = load(dy[t], d), load(u[t], d), load(dt[t], d)
+                    du_t, ddt_t = _step_back(
+                        *(dy_t, u_t, dt_t, rate, B[t], C[t], decay[i], before, h[i + 1], carry),
+                        *(dA_d, dB_is[i], dC_is[i], ln_2),
+                    )
+                    store(du[t], d, du_t)
+                    store(ddt[t], d, ddt_t)
+                    if forgets:
+                        carry[:] = 0
+                _put(carry, dh0[n], d)
+                _put(dA_d, dA[n], d)
             for i in range(steps):
-                u_t, dt_t, dtu_t = u[t + i * step], dt[t + i * step], dtu[i]
-                for d in range(dim):
-                    dtu_t[d] = dt_t[d] * u_t[d]
-            h[0] = h0[n] if begin == 0 else checkpoints[(cu[n] + begin) // CHUNK - 1]
-            _recompute(dt, dtu[:steps], A, B, reset, t, step, zero, decays, h)
-            t += (steps - 1) * step
-            for i in range(steps - 1, -1, -1):
-                forgets = len(reset) > 0 and reset[t]
-                before = zero if forgets else h[i]
-                u_t, dt_t, du_t, ddt_t = u[t], dt[t], du[t], ddt[t]
-                q[:] = 0
-                ddt_t[:] = 0
-                _back_step(
-                    *(dy[t], dt_t, dtu[i], A, B[t], C[t], decays[i], before, h[i + 1]),
-                    *(carry, q, ddt_t, dA_n, dB[t], dC[t], nothing),
-                )
-                for d in range(dim):
-                    du_t[d] = q[d] * dt_t[d]
-                    ddt_t[d] += q[d] * u_t[d]
-                if forgets:
-                    carry[:] = 0
-                t -= step
+                t = first_t + i * step
+                for s in range(states):
+                    dB[t, s] = total(load(dB_is[i], s * width))
+                    dC[t, s] = total(load(dC_is[i], s * width))
