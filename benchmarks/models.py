@@ -4,6 +4,8 @@
     RECSYS_DATA=… python benchmarks/models.py lru_rec sasrec       (some)
     RECSYS_DATA=… python benchmarks/models.py --only ml1m 200      (one data set and length)
     RECSYS_DATA=… python benchmarks/models.py --bf16 lru_rec       (trainer.precision=bf16)
+    RECSYS_DATA=… python benchmarks/models.py --in-turn sasrec lru_rec   (the batches of ml1m at 200
+                                                through each of them in turn, in one process)
 
 d = 64, 2 layers, full softmax, batches of 128 histories of at most 50 and 200 items, by the trainer
 itself; each case in a process of its own. As their recipes do, Beauty gives the last items of every
@@ -21,6 +23,7 @@ from typing import Any, cast
 
 import torch
 from machine import emit, recsys, source
+from turns import in_turn, training_step
 
 from recsys.data.loader import TrainLoader, windows
 from recsys.data.sequences import SequenceDataset
@@ -39,6 +42,8 @@ LENGTHS = (50, 200)
 EVENTS = (10, 50, 200, 2000)
 """Lengths of history at which one event is timed."""
 TIMED_STEPS = 200
+PASSES = 4
+"""Through batches in turn."""
 
 
 class Silent:
@@ -65,6 +70,17 @@ def build(name: str, num_items: int, max_len: int) -> Any:
     return kind(kind.Config(**shape), num_items)
 
 
+def batches_of(data: str, max_len: int) -> tuple[SequenceDataset, TrainLoader]:
+    """(a data set, some batches that stand for an epoch)."""
+    dataset = SequenceDataset.load(FOLDER / data)
+    histories = split(dataset, SplitConfig()).train
+    if data == "ml1m":
+        histories = windows(histories, max_len + 1)
+    every = max(1, len(histories) // (BATCH * BATCHES[data]))
+    some = Histories(histories.user[::every], histories.start[::every], histories.end[::every])
+    return dataset, TrainLoader(dataset, some, BATCH, max_len + 1, seed=0)
+
+
 def training(name: str, data: str, max_len: int, wish: Precision) -> dict[str, Any]:
     """Interactions a second and peak memory of some batches that stand for an epoch."""
     from accelerate import Accelerator
@@ -72,14 +88,8 @@ def training(name: str, data: str, max_len: int, wish: Precision) -> dict[str, A
     from recsys.training.memory import keep_freed_memory, peak_rss_mb
 
     keep_freed_memory()
-    dataset = SequenceDataset.load(FOLDER / data)
-    histories = split(dataset, SplitConfig()).train
-    if data == "ml1m":
-        histories = windows(histories, max_len + 1)
-    every = max(1, len(histories) // (BATCH * BATCHES[data]))
-    some = Histories(histories.user[::every], histories.start[::every], histories.end[::every])
+    dataset, loader = batches_of(data, max_len)
     model = build(name, dataset.num_items, max_len)
-    loader = TrainLoader(dataset, some, BATCH, max_len + 1, seed=0)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     counts = torch.ones(dataset.num_items + 1, dtype=torch.int64)
     dtype = precision(wish, accelerator.device)
@@ -115,12 +125,39 @@ def one_event(name: str, data: str, max_len: int) -> dict[str, Any]:
     return {"step_and_top10_ms": found}
 
 
+def compared(names: list[str], wish: Precision) -> None:
+    """Training on MovieLens-1M at length 200, batch by batch in turn: of all batches, and of those
+    whose histories all have 200 items; and how many times as fast as the first model."""
+    from recsys.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    dataset, loader = batches_of("ml1m", 200)
+    batches = list(loader.epoch(0))
+    steps = {
+        name: training_step(build(name, dataset.num_items, 200), dataset.num_items, wish)
+        for name in names
+    }
+    took = in_turn(steps, batches, PASSES)
+    items = [int((batch.lengths_B - 1).sum()) for batch in batches]
+    full = [i for i, batch in enumerate(batches) if int(batch.lengths_B.min()) == 201]
+    for name in names:
+        figures = {}
+        for which, chosen in (("all", list(range(len(batches)))), ("full", full)):
+            seconds, first = (sum(took[who][i] for i in chosen) for who in (name, names[0]))
+            figures[which] = {
+                "batches": len(chosen),
+                "interactions_per_second": round(sum(items[i] for i in chosen) / seconds),
+                "times_as_fast": round(first / seconds, 3),
+            }
+        how = "" if wish == "auto" else f", precision {wish}"
+        emit(
+            f"model {name} in turn with {names[0]}, ml1m, length 200{how}", figures, "models.jsonl"
+        )
+
+
 def main(names: list[str], cases: list[tuple[str, int]], wish: Precision) -> None:
     """Every model on every data set and length, each alone in its process."""
     how = "" if wish == "auto" else f", precision {wish}"
-    for data in BATCHES:
-        if not (FOLDER / data).exists():
-            recsys("data", "prepare", source(data), "--out", FOLDER / data)
     for data, max_len in cases:
         for name in names:
             command = [sys.executable, __file__, "--case", name, data, str(max_len), wish]
@@ -137,7 +174,14 @@ if __name__ == "__main__":
     else:
         learned = [n for n in model_names() if issubclass(model_class(n), SequenceModel)]
         words = [word for word in sys.argv[1:] if word != "--bf16"]
-        chosen = [(data, length) for data in BATCHES for length in LENGTHS]
-        if words[:1] == ["--only"]:
-            chosen, words = [(words[1], int(words[2]))], words[3:]
-        main(words or learned, chosen, "bf16" if "--bf16" in sys.argv else "auto")
+        asked: Precision = "bf16" if "--bf16" in sys.argv else "auto"
+        for data_name in BATCHES:
+            if not (FOLDER / data_name).exists():
+                recsys("data", "prepare", source(data_name), "--out", FOLDER / data_name)
+        if words[:1] == ["--in-turn"]:
+            compared(words[1:] or learned, asked)
+        else:
+            chosen = [(data, length) for data in BATCHES for length in LENGTHS]
+            if words[:1] == ["--only"]:
+                chosen, words = [(words[1], int(words[2]))], words[3:]
+            main(words or learned, chosen, asked)

@@ -7,7 +7,6 @@
 """
 
 import json
-import math
 import subprocess
 import sys
 import time
@@ -18,8 +17,8 @@ import machine
 import torch
 from machine import emit
 from text import prepared
+from turns import in_turn, training_step
 
-from recsys.batch import Batch
 from recsys.data.encoder import encode_texts
 from recsys.data.item_vectors import TfidfVectors, fit_item_vectors
 from recsys.data.loader import TrainLoader
@@ -30,13 +29,9 @@ from recsys.data.tokenizer import train_tokenizer
 from recsys.data.tokens import item_tokens
 from recsys.layers.item_encoder import ItemEncoderName
 from recsys.layers.text_encoder import TextEncoder, TextEncoderConfig
-from recsys.models.base import new_model
+from recsys.models.base import SequenceModel, new_model
 from recsys.models.sasrec import SASRec
-from recsys.training.losses import Softmax
 from recsys.training.memory import keep_freed_memory, peak_rss_mb
-from recsys.training.objectives import next_item
-from recsys.training.optimizers import adamw
-from recsys.training.trainer import precision
 
 LENGTHS = (256, 512, 1024)
 PASSES = {"scientific": 9, "beauty": 3}
@@ -85,47 +80,31 @@ def minilm() -> dict[str, Any]:
 
 def epoch() -> dict[str, Any]:
     """Seconds of an epoch of SASRec on Scientific and Beauty, by learned vectors and with text
-    beside them: each batch through both, in turn, and the fastest of some passes for each batch.
-    On a machine whose speed wavers, trainings one after the other differ by more than text costs.
-    """
+    beside them, batch by batch in turn."""
     keep_freed_memory()
     figures: dict[str, Any] = {}
     for data, passes in PASSES.items():
         dataset = SequenceDataset.load(prepared(data))
-        steps = {encoder: _step_of(dataset, encoder) for encoder in ("id", "id+text")}
+        steps = {
+            encoder: training_step(_sasrec(dataset, encoder), dataset.num_items)
+            for encoder in ("id", "id+text")
+        }
         histories = split(dataset, SplitConfig()).train
         batches = list(TrainLoader(dataset, histories, 256, 51, seed=0).epoch(0))
-        took = {encoder: [math.inf] * len(batches) for encoder in steps}
-        for _ in range(passes):
-            for i, batch in enumerate(batches):
-                for encoder, step in steps.items():
-                    once = seconds(lambda step=step, batch=batch: step(batch), 1)
-                    took[encoder][i] = min(took[encoder][i], once)
+        took = in_turn(steps, batches, passes)
         sums = {encoder: round(sum(times), 3) for encoder, times in took.items()}
         figures[data] = {**sums, "ratio": round(sums["id+text"] / sums["id"], 3)}
     return figures
 
 
-def _step_of(dataset: SequenceDataset, encoder: ItemEncoderName) -> Callable[[Batch], None]:
-    """A training step of a fresh SASRec, as the trainer's."""
+def _sasrec(dataset: SequenceDataset, encoder: ItemEncoderName) -> SequenceModel:
     config = SASRec.Config(item_encoder=encoder)
     features = None
     if encoder != "id":
         found = fit_item_vectors(dataset.catalogue, config.item_vectors)
         features = torch.from_numpy(found.padded(dataset.catalogue))
     torch.manual_seed(0)
-    model = new_model("sasrec", config, dataset.num_items, features).train()
-    optimizer = adamw(model, 1e-3, 0.01)
-    counts = torch.ones(dataset.num_items + 1, dtype=torch.int64)
-    objective = next_item(Softmax(), counts, precision("auto", torch.device("cpu")))
-
-    def step(batch: Batch) -> None:
-        objective(model, batch)[0].backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return new_model("sasrec", config, dataset.num_items, features)
 
 
 def encoder() -> dict[str, Any]:
