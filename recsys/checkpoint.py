@@ -82,8 +82,17 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path.parent} is not a run folder: it has no {path.name}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """metrics.json of a complete run."""
+    metrics = read_json(run / METRICS)
+    needed = ("data", "split", "protocol", "metrics", "baselines")
+    if not isinstance(metrics, dict) or not all(isinstance(metrics.get(k), dict) for k in needed):
+        raise InputError(f"{run / METRICS} is damaged: it is not what an evaluation has written")
+    return metrics
 
 
 def read_config(run: Path, needed: dict[str, type] = RUN_FACTS) -> dict[str, Any]:
@@ -207,14 +216,16 @@ def load_model(
         # What is kept of the run's own items is computed anew below, in its own shape.
         tensors = {key: x for key, x in tensors.items() if key.rpartition(".")[2] != "table"}
         num_items = len(features_VF) - 1
+    built = (name, settings, num_items, tensors[fixed[0]] if fixed else None)
     try:
-        model = build_model(name, settings, num_items, tensors[fixed[0]] if fixed else None)
-    except InputError as error:
+        with torch.device("meta"):  # sizes alone: those of a damaged file might fill the memory
+            sizes = build_model(*built).state_dict()
+    except (InputError, RuntimeError) as error:  # the latter: more than 2^63 bytes
         raise InputError(f"{run / CONFIG} is damaged: {error}") from None
-    expected = model.state_dict()
+    _check_fit(run, name, tensors, sizes, num_items, partly=features_VF is not None)
+    model = build_model(*built)
     if features_VF is not None:
-        tensors = {key: x for key, x in expected.items() if key not in tensors} | tensors
-    _check_fit(run, name, tensors, expected, num_items)
+        tensors = model.state_dict() | tensors
     model.load_state_dict(tensors, assign=mmap)
     model = model.to(device).eval()
     if features_VF is not None and isinstance(model, SequenceModel):
@@ -264,13 +275,19 @@ def _is_features(key: str) -> bool:
 
 
 def _check_fit(
-    run: Path, name: str, tensors: dict[str, Tensor], expected: dict[str, Tensor], num_items: int
+    run: Path,
+    name: str,
+    tensors: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    num_items: int,
+    partly: bool,
 ) -> None:
-    """InputError unless the tensors are those of the model that config.json describes."""
-    if set(tensors) != set(expected):
-        wrong = sorted(set(tensors) ^ set(expected))[0]
+    """InputError unless the tensors are those of the model that config.json describes; or, partly,
+    some of them."""
+    wrong = set(tensors) - set(expected) if partly else set(tensors) ^ set(expected)
+    if wrong:
         raise InputError(
-            f"{run / WEIGHTS} does not belong to model {name}: tensor {wrong!r} does not match"
+            f"{run / WEIGHTS} does not belong to model {name}: tensor {min(wrong)!r} does not match"
         )
     for key, tensor in tensors.items():
         shape = tuple(expected[key].shape)

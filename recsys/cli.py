@@ -228,23 +228,30 @@ def recommend(
     """Recommend items for a history, or for all users into a Parquet file."""
     import csv
 
+    from recsys.checkpoint import read_config, read_split
     from recsys.eval import tables
     from recsys.retrieval import all_users as batch
     from recsys.retrieval.retriever import Retriever
 
     retriever = Retriever.load(folder, index=through)
-    if history is not None and not all_users and out is None:
-        words = next(csv.reader([history], skipinitialspace=True), [])  # an id may hold a comma
-        raw = [retriever.vocab.parse(text.strip()) for text in words if text.strip()]
+    if history is not None and not all_users and out is None and data is None:
+        try:
+            rows = list(csv.reader(history.splitlines(), skipinitialspace=True))
+        except csv.Error as error:
+            raise InputError(f"--history cannot be read: {error}") from None
+        words = (text.strip() for row in rows for text in row)  # an id may hold a comma
+        raw = [retriever.vocab.parse(text) for text in words if text]
         moments = None if times is None else _numbers(times, "--times")
-        found = retriever.recommend(raw, k, times=moments, exclude_seen=seen != "keep")
+        masked = (seen or read_split(folder, read_config(folder)).seen_items) == "mask"
+        found = retriever.recommend(raw, k, times=moments, exclude_seen=masked)
         show(batch.as_record(found), as_json, tables.recommendations)
     elif history is None and times is None and all_users and out is not None:
         if report := batch.recommend_all(folder, retriever, out, k, data, seen, through):
             show(report, as_json, tables.pairs)
     else:
         raise InputError(
-            "recommend takes --history ID,ID,… (and --times) or --all-users --out FILE.parquet"
+            "recommend takes --history ID,ID,… (and --times), or --all-users --out FILE.parquet"
+            " (and --data)"
         )
 
 

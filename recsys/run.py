@@ -152,7 +152,7 @@ def train_run(
         accelerator.wait_for_everyone()
         if (run / checkpoint.METRICS).is_file():
             reporter.line(f"{run} is complete already")
-            return checkpoint.read_json(run / checkpoint.METRICS)
+            return checkpoint.read_metrics(run)
         if fresh:
             histories = parts.refit if config.refit else parts.train
             counts = training_counts(dataset, histories)
@@ -168,6 +168,8 @@ def train_run(
         if (run / checkpoint.WITHOUT_REFIT).is_file():
             result["without_refit"] = checkpoint.read_json(run / checkpoint.WITHOUT_REFIT)
         if accelerator.is_main_process:
+            if isinstance(config.loss, MLMContrastive):
+                checkpoint.write_encoder(run)
             checkpoint.write_json(run / checkpoint.METRICS, result)
         return result
 
@@ -189,21 +191,21 @@ def pretrain_run(
 
     RUN/encoder is what `model.encoder=RUN` starts from, on any data.
     """
+    loss = {"name": MLMContrastive.name, **settings.get("loss", {})}
+    if loss["name"] != MLMContrastive.name:
+        raise InputError(f"pretrain learns by {MLMContrastive.name}, not by {loss['name']}")
+    tree = {**settings, "loss": loss}
+    configure(model, tree, seed=seed)  # what cannot be meant is said before the data is read
     datasets = [open_data(source, DataConfig(), reporter.line)[0] for source in data]
     folder = combine(datasets, reporter.line)
-    loss = {"name": MLMContrastive.name, **settings.get("loss", {})}
-    tree = {**settings, "loss": loss}
     job = plan(model, folder, out, tree, seed=seed, resume=resume, reporter=reporter)
-    result = train_run(
+    return train_run(
         *(job.config, job.dataset, job.folder, job.run),
         resume=resume,
         device=device,
         reporter=reporter,
         command=command,
     )
-    if is_main_process():
-        checkpoint.write_encoder(job.run)
-    return result
 
 
 def is_main_process() -> bool:

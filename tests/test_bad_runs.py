@@ -138,6 +138,37 @@ def test_a_config_of_wrong_values_is_refused(place: Path, key: str, value: objec
     assert after == before
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("dataset.items", 10**13), ("model.dim", 10**7), ("model.dim", 10**12)]
+)
+def test_sizes_that_no_memory_holds_are_refused_by_the_weights(place: Path, key: str, value: int):
+    rewrite(Path("run/config.json"), key, value)
+    message = refused("eval", "run")
+    assert "config.json says" in message or "run/config.json is damaged: Storage size" in message
+    assert "run/" in refused("recommend", "run", "--history", "i1")
+
+
+def test_a_config_of_endless_depth_is_refused(place: Path):
+    Path("run/config.json").write_text("[" * 100_000)
+    assert "run/config.json is damaged" in refused("eval", "run")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.json", "{}"),
+        ("metrics.json", "[]"),
+        ("history.jsonl", "[]"),
+        ("history.jsonl", "7"),
+    ],
+)
+def test_results_that_are_damaged_are_named(place: Path, file: str, content: str):
+    Path("run", file).write_text(content)
+    for form in ([], ["--json"]):
+        message = refused("train", "--resume", "--out", "run", *form)
+        assert f"run/{file} is damaged" in message
+
+
 @pytest.mark.parametrize("other", ["popular", "wider", "run-15", "run-9"])
 def test_weights_of_another_model_or_catalogue_are_refused(place: Path, other: str):
     shutil.copy(Path(other, "model.safetensors"), "run/model.safetensors")

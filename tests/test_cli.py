@@ -97,6 +97,24 @@ def test_a_history_is_shown_with_what_was_skipped(shop: Path):
     assert "popularity" in said
 
 
+def test_a_history_may_come_in_lines(shop: Path):
+    in_lines = done("recommend", shop / "sasrec", "--history", "i3\ni4,i5\n", "--json").json
+    assert in_lines == done("recommend", shop / "sasrec", "--history", "i3,i4,i5", "--json").json
+
+
+def test_seen_items_come_back_where_the_split_of_the_run_keeps_them(shop: Path, tmp_path: Path):
+    keeping = sets({"split.kind": "sessions", "split.target": "last", **QUICK})
+    out = tmp_path / "keeps"
+    said = done("train", "--model", "sasrec", "--data", shop / "data", "--out", out, *keeping)
+    assert said.code == 0
+    words = ("recommend", out, "--history", "i3,i4", "-k", ITEMS, "--json")
+    items = [
+        {found["item"] for found in done(*words, *seen).json["items"]}
+        for seen in ([], ["--seen", "keep"], ["--seen", "mask"])
+    ]
+    assert items[0] == items[1] == items[2] | {"i3", "i4"}
+
+
 @pytest.mark.parametrize(("history", "unknown"), [("x,y", ["x", "y"]), ("", []), (" , ", [])])
 def test_a_history_without_a_known_item_is_answered_by_popularity(
     shop: Path, history: str, unknown: list[str]

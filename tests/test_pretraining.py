@@ -1,11 +1,12 @@
 """Pretraining on several shops, and what starts from it: through the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from commands import done, refused
+from commands import contents, done, refused
 from safetensors.torch import load_file
 
 from recsys.checkpoint import load_model
@@ -74,6 +75,32 @@ def test_a_training_starts_from_a_pretrained_encoder_and_its_sizes(shops: tuple[
     over = done("eval", "run", "--data", two, "--json").json
     assert over["protocol"]["transfer_from"] == "one"
     assert over["data"]["items"] == 12
+
+
+def test_a_pretraining_that_is_gone_on_with_leaves_its_encoder(shops: tuple[str, str]):
+    data = ["--data", shops[0], "--data", shops[1], *TINY]
+    done("pretrain", *data, "--out", "pre", "--set", "trainer.epochs=1")
+    shutil.rmtree("pre/encoder")
+    done("train", "--resume", "--out", "pre", "--set", "trainer.epochs=2")
+    done("pretrain", *data, "--out", "whole", "--set", "trainer.epochs=2")
+    assert list(contents(Path("pre/encoder")).values()) == list(
+        contents(Path("whole/encoder")).values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "sasrec"], "models that read texts"),
+        (["--set", "loss.name=softmax"], "pretrain learns by mlm_contrastive, not by softmax"),
+        (["--model", "sasrec", "--set", "loss.name=softmax"], "pretrain learns by mlm_contrastive"),
+    ],
+)
+def test_a_pretraining_that_would_leave_no_encoder_is_refused(
+    shops: tuple[str, str], words: list[str], message: str
+):
+    assert message in refused("pretrain", "--data", shops[0], "--out", "pre", *words)
+    assert not Path("pre").exists()
 
 
 def test_frozen_layers_stay_as_the_encoder_has_them(shops: tuple[str, str]):

@@ -20,6 +20,7 @@ from recsys.retrieval.retriever import Retriever
 Seen = Literal["mask", "keep"]
 SCORE_BYTES = 24 << 20
 """Size of one block of scores. Larger blocks fall out of the cache, smaller ones cost calls."""
+MAX_K = 10**9
 RESAMPLES = 1000
 """Bootstrap resamples behind an interval."""
 
@@ -108,16 +109,19 @@ def evaluate(
 def evaluate_through(
     retriever: Retriever, dataset: SequenceDataset, queries: Queries, seen: Seen, k: int
 ) -> Evaluation:
-    """Ranks from the retriever's own first k answers; a target not among them has rank V."""
-    rank_Q = torch.full((len(queries),), dataset.num_items, dtype=torch.int64)
+    """Ranks from the retriever's own first k answers; a target not among them has rank V, or k
+    where that is more. Answers with the score of the target stand before it."""
+    rank_Q = np.full(len(queries), max(dataset.num_items, k), dtype=np.int64)
     for rows, batch in query_batches(dataset, queries, 1024, retriever.max_len):
         pairs = _seen_pairs(dataset, queries, rows, "cpu") if seen == "mask" else None
-        items_BK, _ = retriever.recommend_items(batch, k, seen=pairs)
-        target_B1 = dataset.items[queries.end[rows]][:, None]
-        found_BK = torch.from_numpy(np.asarray(items_BK) == target_B1)
-        found_B = found_BK.any(dim=1)
-        rank_Q[torch.from_numpy(rows)[found_B]] = found_BK[found_B].int().argmax(dim=1)
-    return Evaluation(rank_Q, queries.user)
+        # One more than k: of a target in the last place it says whether others come with it.
+        items_BK, scores_BK = retriever.recommend_items(batch, k + 1, seen=pairs)
+        found_BK = items_BK == dataset.items[queries.end[rows]][:, None]
+        score_B1 = np.where(found_BK, scores_BK, -np.inf).max(axis=1, keepdims=True)
+        rank_B = ((scores_BK >= score_B1) & (items_BK > 0)).sum(axis=1) - 1
+        found_B = found_BK.any(axis=1) & (rank_B < k)
+        rank_Q[rows[found_B]] = rank_B[found_B]
+    return Evaluation(torch.from_numpy(rank_Q), queries.user)
 
 
 def paired_difference(
@@ -156,9 +160,11 @@ def _means_of_drawn_users(
 
 
 def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
-    """Cut-offs in rising order; InputError where one is below 1."""
+    """Cut-offs in rising order; InputError where one is below 1 or above MAX_K."""
     if not ks or min(ks) < 1:
         raise InputError(f"--k takes whole numbers from 1, got {', '.join(map(str, ks)) or 'none'}")
+    if max(ks) > MAX_K:
+        raise InputError(f"--k takes whole numbers up to {MAX_K}, got {max(ks)}")
     return tuple(sorted(set(ks)))
 
 

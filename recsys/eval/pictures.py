@@ -13,7 +13,7 @@ def plot_training(run: Path) -> Path | None:
     try:
         lines = (run / HISTORY).read_text(encoding="utf-8").splitlines()
         records = [record for record in map(json.loads, lines) if record.get("stage") == "train"]
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:  # no JSON, or not an object on every line
         raise InputError(f"{run / HISTORY} is damaged: {error}") from None
     if not records:
         return None

@@ -74,7 +74,8 @@ def evaluate_run(
             f"{run} was refitted on train and valid together: only --split test is fair"
         )
     queries = parts.test if part == "test" else parts.valid
-    histories = parts.refit if config["refit"] else parts.train
+    # Beside a refit that is tried on other data, the baselines must not know the valid targets.
+    histories = parts.refit if config["refit"] and part == "test" else parts.train
     started = time.perf_counter()
     asked = dataset, queries, seen
     if transfer:

@@ -8,6 +8,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from recsys.checkpoint import read_config, read_split
 from recsys.data.sequences import SequenceDataset
 from recsys.retrieval.retriever import Recommendations, Retriever
 
@@ -227,12 +228,14 @@ def recommendations(result: dict[str, Any]) -> None:
 def examples(run: Path, dataset: SequenceDataset, users: int = 3) -> None:
     """What a few users chose last and what the run would show them next."""
     console = _console()
-    retriever = Retriever.load(run)
+    # Exact: an index may still be that of the weights before this training.
+    retriever = Retriever.load(run, index="exact")
+    masked = read_split(run, read_config(run)).seen_items == "mask"
     for user in np.unique(np.linspace(0, len(dataset) - 1, users + 2).astype(int)[1:-1]):
         history, times = retriever.vocab.decode(dataset[user]), None
         if dataset.timestamps is not None:
             times = dataset.timestamps[dataset.offsets[user] : dataset.offsets[user + 1]].tolist()
-        found = retriever.recommend(history, k=3, times=times)
+        found = retriever.recommend(history, k=3, times=times, exclude_seen=masked)
         titles = retriever.titles(history[-3:])
         console.print(f"\nuser {dataset.users[int(user)].as_py()} chose last:", style="bold")
         for item, title in zip(history[-3:], titles, strict=True):

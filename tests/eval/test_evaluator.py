@@ -100,6 +100,27 @@ def test_ranks_through_the_retriever_are_those_of_exact_search(seen):
     assert torch.equal(through, torch.where((exact < 10) & ~masked, exact, dataset.num_items))
 
 
+def test_through_the_retriever_ties_stand_before_the_target_and_no_miss_is_a_hit():
+    dataset = random_world(5)
+    model, queries = fitted("sasrec", dataset), split(dataset, SplitConfig()).test
+    with torch.no_grad():
+        model.encoder.items.weight[2::2] = model.encoder.items.weight[2]  # even items are alike
+    retriever = Retriever(Snapshot(model, dataset.catalogue, None, "cpu"))
+    exact = evaluate(model, dataset, queries, "keep").rank_Q
+    for k in (1, 3, 10):
+        through = evaluate_through(retriever, dataset, queries, "keep", k).rank_Q
+        assert torch.equal(through < k, exact < k)
+        assert torch.equal(through[through < k], exact[exact < k])
+    # Targets that were seen before are masked, and so never among the answers.
+    beyond = evaluate_through(retriever, dataset, queries, "mask", 100).rank_Q
+    repeated = [
+        dataset.items[end] in dataset.items[start:end]
+        for start, end in zip(queries.start, queries.end, strict=True)
+    ]
+    assert (beyond >= 100).tolist() == repeated
+    assert any(repeated)
+
+
 def test_metrics_are_means_over_targets():
     found = Evaluation(torch.tensor([0, 1, 7, 30]), np.arange(4))
     means = found.metrics([1, 5])

@@ -94,6 +94,18 @@ def test_a_text_model_is_tried_on_another_catalogue(shop: Path, tmp_path: Path):
             evaluate_run(shop / encoder, dataset=other)
 
 
+def test_baselines_beside_a_refit_do_not_know_the_valid_targets(shop: Path, tmp_path: Path):
+    other = SequenceDataset.load(shop_folder(tmp_path, ["cream", "hose"]))
+    settings = {**SMALL, "model.item_encoder": "text", "trainer.epochs": 1}
+    train(shop / "data", "sasrec", tmp_path / "refit", settings=settings, refit=True)
+    ks = (1, 5)
+    refit, alone = (
+        evaluate_run(run, dataset=other, part="valid", ks=ks)
+        for run in (tmp_path / "refit", shop / "text")
+    )
+    assert refit["baselines"] == alone["baselines"]
+
+
 def test_targets_that_training_never_saw_have_a_section_of_their_own(tmp_path: Path):
     rows = [
         (f"u{user}", item("cream", (user + step) % 6)) for user in range(12) for step in range(5)
