@@ -216,16 +216,14 @@ def load_model(
         # What is kept of the run's own items is computed anew below, in its own shape.
         tensors = {key: x for key, x in tensors.items() if key.rpartition(".")[2] != "table"}
         num_items = len(features_VF) - 1
-    built = (name, settings, num_items, tensors[fixed[0]] if fixed else None)
     try:
-        with torch.device("meta"):  # sizes alone: those of a damaged file might fill the memory
-            sizes = build_model(*built).state_dict()
-    except (InputError, RuntimeError) as error:  # the latter: more than 2^63 bytes
-        raise InputError(f"{run / CONFIG} is damaged: {error}") from None
-    _check_fit(run, name, tensors, sizes, num_items, partly=features_VF is not None)
-    model = build_model(*built)
+        model = build_model(name, settings, num_items, tensors[fixed[0]] if fixed else None)
+    except (InputError, RuntimeError) as error:  # the latter: sizes that no memory holds
+        raise InputError(f"{run / CONFIG} is damaged: {str(error).splitlines()[0]}") from None
+    expected = model.state_dict()
     if features_VF is not None:
-        tensors = model.state_dict() | tensors
+        tensors = {key: x for key, x in expected.items() if key not in tensors} | tensors
+    _check_fit(run, name, tensors, expected, num_items)
     model.load_state_dict(tensors, assign=mmap)
     model = model.to(device).eval()
     if features_VF is not None and isinstance(model, SequenceModel):
@@ -275,17 +273,10 @@ def _is_features(key: str) -> bool:
 
 
 def _check_fit(
-    run: Path,
-    name: str,
-    tensors: dict[str, Tensor],
-    expected: dict[str, Tensor],
-    num_items: int,
-    partly: bool,
+    run: Path, name: str, tensors: dict[str, Tensor], expected: dict[str, Tensor], num_items: int
 ) -> None:
-    """InputError unless the tensors are those of the model that config.json describes; or, partly,
-    some of them."""
-    wrong = set(tensors) - set(expected) if partly else set(tensors) ^ set(expected)
-    if wrong:
+    """InputError unless the tensors are those of the model that config.json describes."""
+    if wrong := set(tensors) ^ set(expected):
         raise InputError(
             f"{run / WEIGHTS} does not belong to model {name}: tensor {min(wrong)!r} does not match"
         )

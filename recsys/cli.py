@@ -1,6 +1,7 @@
 """The recsys command: parse, call, print. A heavy import waits for the command that needs it."""
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -341,6 +342,9 @@ def kernels(as_json: options.Json = False) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; exit code 0: done, 1: the work failed, 2: wrong usage or bad input."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal may know fewer characters than titles
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments)
     except InputError as error:

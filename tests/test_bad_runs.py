@@ -138,14 +138,11 @@ def test_a_config_of_wrong_values_is_refused(place: Path, key: str, value: objec
     assert after == before
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("dataset.items", 10**13), ("model.dim", 10**7), ("model.dim", 10**12)]
-)
-def test_sizes_that_no_memory_holds_are_refused_by_the_weights(place: Path, key: str, value: int):
+@pytest.mark.parametrize(("key", "value"), [("dataset.items", 10**15), ("model.dim", 10**12)])
+def test_sizes_that_no_memory_holds_are_refused(place: Path, key: str, value: int):
     rewrite(Path("run/config.json"), key, value)
-    message = refused("eval", "run")
-    assert "config.json says" in message or "run/config.json is damaged: Storage size" in message
-    assert "run/" in refused("recommend", "run", "--history", "i1")
+    for words in (EVERYTHING["eval"], EVERYTHING["recommend"]):
+        assert "run/config.json is damaged: " in refused(*words)
 
 
 def test_a_config_of_endless_depth_is_refused(place: Path):
@@ -277,6 +274,8 @@ def test_resuming_a_complete_run_survives_damage_to_its_records(place: Path, fil
     ("words", "message"),
     [
         ("eval run --k 0", "--k takes whole numbers from 1, got 0"),
+        ("eval run --k 99999999999999999999", "--k takes whole numbers up to 1000000000"),
+        ("recommend run --history i1 --data data", "recommend takes --history"),
         ("eval run --k 5,x", "--k takes whole numbers, as in 5,10,20; got '5,x'"),
         ("eval run --k 1.5", "got '1.5'"),
         ("compare popular run --k -1", "--k takes whole numbers from 1"),

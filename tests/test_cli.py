@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from resource import RUSAGE_CHILDREN, getrusage
 
 import pyarrow.parquet as pq
 import pytest
-from commands import done, recsys, sets
+from commands import done, recsys, refused, sets
 
 USERS, ITEMS, LENGTH = 60, 20, 8
 FIRST_DAY = 1_700_006_400
@@ -95,6 +96,36 @@ def test_a_history_is_shown_with_what_was_skipped(shop: Path):
     assert "i5" in said
     said = done("recommend", shop / "sasrec", "--history", "nowhere").out
     assert "popularity" in said
+
+
+def test_a_terminal_of_few_characters_still_gets_its_tables(shop: Path):
+    words = [sys.executable, "-m", "recsys.cli", "eval", shop / "sasrec"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    answer = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "ndcg@10" in answer.stdout
+
+
+def test_a_run_says_where_its_data_lies_from_wherever_it_is_asked(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RECSYS_CACHE", "cache")
+    done("train", "--model", "popular", "--data", shop / "log.csv", "--out", tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done("eval", tmp_path / "run")
+
+
+def test_a_longer_training_shows_what_it_would_recommend_beside_an_index_of_before(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("recsys.retrieval.opening.HNSW_FROM", 10)
+    run = tmp_path / "run"
+    done("train", "--model", "sasrec", "--data", shop / "data", "--out", run, *sets(QUICK))
+    done("index", run, "--type", "flat")
+    end = ["--set", "trainer.epochs=4"]
+    assert "would be shown" in done("train", "--resume", "--out", run, *end).out
+    assert "was built for other weights" in refused("recommend", run, "--history", "i1")
 
 
 def test_a_history_may_come_in_lines(shop: Path):

@@ -68,4 +68,5 @@ def _place(source: Source, config: DataConfig) -> Path:
     if source.table is not None:
         for batch in source.table.to_batches():
             digest.update(batch.serialize())
-    return cache_dir() / "prepared" / f"{source.name.replace(':', '-')}-{digest.hexdigest()[:12]}"
+    name = f"{source.name.replace(':', '-')}-{digest.hexdigest()[:12]}"
+    return cache_dir().resolve() / "prepared" / name

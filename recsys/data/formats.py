@@ -154,7 +154,8 @@ def choose_columns(names: list[str], source: Source, wish: Columns, report: Repo
         if name is None and role != "timestamp":
             raise InputError(
                 f"which column of {source.where} holds the {option}? Say it with"
-                f" --{option}-column (columns: {', '.join(map(repr, names))})"
+                f" --{option}-column (columns: {', '.join(map(repr, names))}), which `data prepare`"
+                " and `train` take"
             )
         chosen[role] = name
     if guessed:

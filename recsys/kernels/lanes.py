@@ -200,6 +200,7 @@ def exp2(typing_context: Any, x: Any, rest: Any) -> Any:
         for beyond, end in (("<", -125.0), (">", 127.0)):
             outside = builder.fcmp_ordered(beyond, x, constant(end))
             x = builder.select(outside, constant(end), x)
+            rest = builder.select(outside, constant(0.0), rest)
         shifted = builder.fadd(x, constant(_ROUND))
         r = builder.fsub(x, builder.fsub(shifted, constant(_ROUND)))
         r = builder.fadd(r, rest, flags=("contract",))

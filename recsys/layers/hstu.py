@@ -32,8 +32,8 @@ class HSTUBlock(Mixer):
     U, V, Q, K = SiLU(f1(norm(x))) (eq. 1), A = SiLU(Q K^T + rab) / n (eq. 2), and the output
     (eq. 3). n is `window`, the longest history. rab, the relative attention bias, is one number for
     each distance in places and one for each bucket of the time between two events, for all heads
-    alike. Without times no time has passed between events. Its state is a ring of keys, values
-    and times: window (8 dim + 8) bytes.
+    alike. Without times no time has passed between events, and a block that was trained so takes no
+    notice of times. Its state is a ring of keys, values and times: window (8 dim + 8) bytes.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float, window: int):
@@ -56,6 +56,7 @@ class HSTUBlock(Mixer):
         batch, steps, dim = x_BTD.shape
         u_BTD, v_BTD, q_BTD, k_BTD = self._project(x_BTD)
         q_NTK, k_NTK, v_NTK = (self._heads(x) for x in (q_BTD, k_BTD, v_BTD / self.window))
+        times_BT = self._meant(times_BT)
         mixed = []
         for first in range(0, steps, ROWS):
             rows = slice(first, min(first + ROWS, steps))
@@ -77,6 +78,7 @@ class HSTUBlock(Mixer):
     ) -> tuple[Tensor, State]:
         """([B, D], the state behind the event)."""
         ring, times_BW = state
+        times_B = self._meant(times_B)
         u_BD, v_BD, q_BD, k_BD = self._project(x_BD)
         q_BHK, k_BHK, v_BHK = (x.view(len(x), self.num_heads, -1) for x in (q_BD, k_BD, v_BD))
         places_W = torch.arange(self.window, device=x_BD.device)
@@ -92,6 +94,14 @@ class HSTUBlock(Mixer):
         # The values of places that are not filled are 0: without a softmax that is mask enough.
         mixed_BD = (F.silu(score_BH1W) @ v_BHWK).flatten(1)
         return x_BD + self._gated(mixed_BD, u_BD), (ring, times_BW)
+
+    @property
+    def knows_times(self) -> bool:
+        """Whether gaps between events have been learned: those that no training has met weigh 0."""
+        return bool(self.time_bias[1:].any())
+
+    def _meant(self, times: Tensor | None) -> Tensor | None:
+        return times if self.training or self.knows_times else None
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         return F.silu(self.project_in(self.norm(x))).chunk(4, dim=-1)

@@ -5,6 +5,8 @@ training; an adaptor that is trained makes D of them.
 """
 
 import copy
+import math
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -118,6 +120,12 @@ class TableAndFeatures(ItemEncoder):
         return TableAndFeatures(table, self.of_features.with_items(place_N, features_NF))
 
 
+MOVED = 4
+"""From so many times their spread on, the mean of vectors asks for full precision."""
+ALIKE = 1e-6
+"""Below this spread vectors are equal but for rounding."""
+
+
 class Whitening(nn.Module):
     """(x - b) W, an adaptor (Hou et al. 2022, UniSRec, equation 2): b and W are learned.
 
@@ -129,17 +137,22 @@ class Whitening(nn.Module):
         super().__init__()
         known_NF = features_VF[1:]
         mean_F = known_NF.mean(0)
-        length = (known_NF - mean_F).square().sum(1).mean().sqrt().clamp_min(1e-6)
-        if not length.isfinite():
+        length = float((known_NF - mean_F).square().sum(1).mean().sqrt())
+        if not math.isfinite(length):
             raise InputError("the vectors of the items' features are not finite")
+        # Of what is far from 0, low precision leaves little of the differences.
+        self.precise = float(mean_F.norm()) > MOVED * length
+        if length < ALIKE:  # nothing to scale up
+            length = 1.0
         self.mean = nn.Parameter(mean_F)
         self.weight = nn.Parameter(torch.empty(features_VF.shape[1], dim))
-        nn.init.normal_(self.weight, std=VECTOR_SCALE * dim**-0.5 / length.item())
+        nn.init.normal_(self.weight, std=VECTOR_SCALE * dim**-0.5 / length)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., F] -> [..., D]."""
         # b W is taken off at the end: its gradient then costs no product over the catalogue.
-        return F.linear(x, self.weight.T, -(self.mean @ self.weight))
+        with torch.autocast(x.device.type, enabled=False) if self.precise else nullcontext():
+            return F.linear(x, self.weight.T, -(self.mean @ self.weight))
 
 
 class WhiteningExperts(nn.Module):

@@ -20,7 +20,8 @@ class LRU(Mixer):
 
     def __init__(self, dim: int, state_dim: int, min_radius: float, max_radius: float):
         super().__init__()
-        if not 0 <= min_radius <= max_radius < 1:
+        # At radius 0 alone, nu is infinite and learns nothing.
+        if not (0 <= min_radius <= max_radius < 1 and max_radius > 0):
             raise ValueError(f"radii must rise within [0, 1), got {min_radius} and {max_radius}")
         nu_N, theta_N = ring(state_dim, min_radius, max_radius)
         self.nu_log = nn.Parameter(nu_N.log())

@@ -115,7 +115,9 @@ class GapClock(nn.Module):
         # A product with the two knots beside it and not a look-up: that has a gradient which is
         # slow, and on many threads not the same every time.
         near_K = (1 - (place[..., None] - self.knots_K).abs()).clamp_min(0)
-        return torch.exp(math.log(MAX_STRETCH) * torch.tanh(near_K @ self.bend_K))
+        with torch.autocast(gap.device.type, enabled=False):  # its steps multiply whole turns
+            bend = near_K @ self.bend_K
+        return torch.exp(math.log(MAX_STRETCH) * torch.tanh(bend))
 
 
 class GapSSM(Mixer):

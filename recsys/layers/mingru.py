@@ -18,7 +18,7 @@ class MinGRU(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(share of the state that is kept, what is added to it), both [..., hidden_dim]."""
-        update, candidate = self.project(x).chunk(2, dim=-1)
+        update, candidate = _precise(self.project, x).chunk(2, dim=-1)
         z = torch.sigmoid(update)
         return 1 - z, z * candidate
 
@@ -35,10 +35,16 @@ class MinLSTM(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(share of the state that is kept, what is added to it), both [..., hidden_dim]."""
-        forget, enter, candidate = self.project(x).chunk(3, dim=-1)
+        forget, enter, candidate = _precise(self.project, x).chunk(3, dim=-1)
         # f / (f + i) = sigmoid(log f - log i), which is a number where both gates are shut.
         keep = torch.sigmoid(nn.functional.logsigmoid(forget) - nn.functional.logsigmoid(enter))
         return keep, (1 - keep) * candidate
+
+
+def _precise(project: nn.Linear, x: Tensor) -> Tensor:
+    """project(x) in the precision of its weights even under autocast: of 8 bits too few are left
+    for a share of the state near 1."""
+    return project(x).to(project.weight.dtype)
 
 
 class MinimalRNN(Mixer):

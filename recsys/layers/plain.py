@@ -54,10 +54,8 @@ def in_plain_operations(model: Model, longest: int) -> Model:
 
 def sees_time(model: nn.Module) -> bool:
     """Whether the times of events change what a model with these weights answers."""
-    # A bucket of gaps that no training has met has a bias of zero still.
     return any(
-        isinstance(layer, GapSSM)
-        or (isinstance(layer, HSTUBlock) and bool(layer.time_bias[1:].any()))
+        isinstance(layer, GapSSM) or (isinstance(layer, HSTUBlock) and layer.knows_times)
         for layer in model.modules()
     )
 

@@ -28,7 +28,7 @@ class GRULayer(Mixer):
 
     def forward(self, x_BTD: Tensor, times_BT: Tensor | None = None) -> Tensor:
         """[B, T, dim_out] the h of each step, under dropout; h itself is carried on whole."""
-        return self.dropout(self.rnn(x_BTD)[0])
+        return self.dropout(_walked(self.rnn, x_BTD))
 
     def init_state(self, batch_size: int) -> State:
         """h [B, dim_out] zeros: 4 dim_out bytes a history."""
@@ -61,7 +61,7 @@ class LSTMLayer(Mixer):
 
     def forward(self, x_BTD: Tensor, times_BT: Tensor | None = None) -> Tensor:
         """[B, T, dim_out] the h of each step, under dropout; h itself is carried on whole."""
-        return self.dropout(self.rnn(x_BTD)[0])
+        return self.dropout(_walked(self.rnn, x_BTD))
 
     def init_state(self, batch_size: int) -> State:
         """h and s [B, dim_out] zeros: 8 dim_out bytes a history."""
@@ -100,6 +100,13 @@ def turn_round(x_BTD: Tensor, lengths_B: Tensor) -> Tensor:
     mirror_BT = lengths_B[:, None] - 1 - steps_T
     source_BT = torch.where(mirror_BT < 0, steps_T, mirror_BT)
     return x_BTD.take_along_dim(source_BT[:, :, None], dim=1)
+
+
+def _walked(rnn: nn.GRU | nn.LSTM, x_BTD: Tensor) -> Tensor:
+    """[B, T, D] the h of each step, in the precision of the weights even under autocast: of 8 bits
+    too few are left for a share of the state near 1."""
+    with torch.autocast(x_BTD.device.type, enabled=False):
+        return rnn(x_BTD.to(rnn.all_weights[0][0].dtype))[0]
 
 
 def _initialise(rnn: nn.GRU | nn.LSTM, num_gates: int) -> None:

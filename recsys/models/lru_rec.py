@@ -44,14 +44,14 @@ class LRURec(SequenceModel):
         min_radius: float = 0.8
         """Least modulus of a decay at first, in [0, 1)."""
         max_radius: float = 0.99
-        """Largest modulus of a decay at first, in [min_radius, 1)."""
+        """Largest modulus of a decay at first, in [min_radius, 1) and above 0."""
 
         def __post_init__(self) -> None:
             check_sizes(self)
-            if not 0 <= self.min_radius <= self.max_radius < 1:
+            if not (0 <= self.min_radius <= self.max_radius < 1 and self.max_radius > 0):
                 raise InputError(
                     "model.min_radius and model.max_radius must rise within [0, 1), got"
-                    f" {self.min_radius} and {self.max_radius}"
+                    f" {self.min_radius} and {self.max_radius}; the latter must be above 0"
                 )
 
     def __init__(self, config: Config, num_items: int):

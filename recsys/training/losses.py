@@ -121,8 +121,8 @@ class BCE:
     """Draw separate negatives for each pair instead of one set for the batch."""
 
     def __post_init__(self) -> None:
-        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
         _check_drawn(self.name, self.negatives)
+        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
 
     def __call__(
         self, pairs: Pairs, item_vectors: Tensor, negatives: Negatives | None = None
@@ -149,8 +149,8 @@ class GBCE:
     """Calibration in [0, 1]: 0 is plain BCE, 1 is fully calibrated."""
 
     def __post_init__(self) -> None:
-        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
         _check_drawn(self.name, self.negatives)
+        _check_negatives(self.num_negatives, self.negatives, self.alpha, self.per_pair)
         if not 0 <= self.t <= 1:
             raise InputError(f"loss.t must lie in [0, 1], got {self.t}")
 
@@ -347,10 +347,10 @@ def _check_negatives(
             f"loss.alpha is for negatives drawn by popularity, got {alpha} with"
             f" loss.negatives={negatives}"
         )
-    if per_pair and negatives == "in_batch_and_popularity":
+    if per_pair and negatives in ("in_batch", "in_batch_and_popularity"):
         raise InputError(
-            "loss.per_pair must be false with loss.negatives=in_batch_and_popularity, whose"
-            " negatives are shared by the batch"
+            f"loss.per_pair must be false with loss.negatives={negatives}, whose negatives are"
+            " shared by the batch"
         )
 
 

@@ -278,6 +278,14 @@ def test_decays_are_right_to_a_millionth_however_fast_or_slow(backend):
     )
 
 
+@pytest.mark.parametrize("backend", FAST)
+def test_a_rate_without_bound_forgets_at_once(backend):
+    one, rates = torch.ones(1, 3, 3), -torch.tensor([[1e15], [1e30], [torch.inf]])
+    y, final = call(one, one, rates, one[..., :1], one[..., :1], backend=backend)
+    torch.testing.assert_close(y, one)
+    torch.testing.assert_close(final, torch.ones(1, 3, 1))
+
+
 @pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e4])
 def test_tiny_and_huge_times_match_the_definition(scale, backend):

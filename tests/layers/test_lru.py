@@ -96,7 +96,7 @@ def test_it_runs_where_products_are_of_low_precision():
     torch.testing.assert_close(low.float(), lru(x), atol=0.1, rtol=0.1)
 
 
-@pytest.mark.parametrize("radii", [(-0.1, 0.5), (0.5, 0.4), (0.5, 1.0)])
+@pytest.mark.parametrize("radii", [(-0.1, 0.5), (0.5, 0.4), (0.5, 1.0), (0.0, 0.0)])
 def test_radii_must_rise_within_the_unit_circle(radii):
     with pytest.raises(ValueError, match=f"got {radii[0]} and {radii[1]}"):
         LRU(4, 4, *radii)

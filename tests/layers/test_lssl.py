@@ -152,6 +152,16 @@ def test_it_runs_where_products_are_of_low_precision():
     torch.testing.assert_close(low.float(), layer(x, times), atol=0.1, rtol=0.1)
 
 
+@torch.no_grad()
+def test_a_clock_counts_as_exactly_where_products_are_of_low_precision():
+    clock = GapClock()
+    clock.bend_K.normal_()
+    gaps = torch.tensor([0, 3, 77, 86_400, 10**9])
+    with torch.autocast("cpu", torch.bfloat16):
+        low = clock(gaps)
+    assert torch.equal(low, clock(gaps))
+
+
 def test_gaps_without_times_are_refused():
     layer = gap_layer()
     with pytest.raises(InputError, match="need the times of the events"):

@@ -79,3 +79,16 @@ def test_a_minlstm_with_both_gates_shut_still_weighs_them():
     keep, new = cell(torch.zeros(1, 1))
     assert keep.item() == pytest.approx(0.5)
     assert new.item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
+@torch.no_grad()
+def test_a_share_of_the_state_near_1_is_kept_where_products_are_of_low_precision(kind):
+    layer, x = MinimalRNN(6, kind(6, 8)), torch.randn(2, 150, 6)
+    gates = layer.cell.project.bias.view(-1, 8)
+    layer.cell.project.weight.view(-1, 8, 6)[:-1] = 0
+    gates[0] = 0.0
+    gates[0 if kind is MinGRU else 1] = -6.0  # the share that is new
+    with torch.autocast("cpu", torch.bfloat16):
+        low = layer(x)
+    torch.testing.assert_close(low.float(), layer(x), atol=1e-3, rtol=0.01)

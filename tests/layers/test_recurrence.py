@@ -122,3 +122,16 @@ def test_padding_sends_no_gradient_into_a_history_of_both_directions():
     both[0, :3].sum().backward()
     seen = (x_BTD.grad != 0).any(dim=2)
     assert seen.tolist() == [[True, True, True, False, False], [False] * 5]
+
+
+@pytest.mark.parametrize("kind", [GRULayer, LSTMLayer])
+@torch.no_grad()
+def test_a_share_of_the_state_near_1_is_kept_where_products_are_of_low_precision(kind):
+    layer, x = kind(6, 8), torch.randn(2, 150, 6) / 8
+    gates = layer.rnn.all_weights[0][2].view(-1, 8)
+    gates[1] = 6.0  # nearly all is kept,
+    if kind is LSTMLayer:
+        gates[0] = -6.0  # and little is let in
+    with torch.autocast("cpu", torch.bfloat16):
+        low = layer(x)
+    torch.testing.assert_close(low.float(), layer(x), atol=1e-3, rtol=0.01)

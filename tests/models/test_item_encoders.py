@@ -21,7 +21,7 @@ from recsys.batch import Batch
 from recsys.checkpoint import CONFIG, WEIGHTS, load_model, write_json, write_tensors
 from recsys.config import to_dict
 from recsys.errors import InputError
-from recsys.layers.item_encoder import with_items
+from recsys.layers.item_encoder import Whitening, with_items
 from recsys.models.base import ItemConfig, SequenceModel, model_class, new_model
 from recsys.training.losses import PAIR_LOSSES, Softmax
 from recsys.training.objectives import next_item
@@ -152,6 +152,24 @@ def test_vectors_from_text_start_as_long_as_learned_ones(name: str, width: int, 
 
 
 @torch.no_grad()
+def test_vectors_with_a_mean_far_above_their_spread_survive_bfloat16():
+    torch.manual_seed(0)
+    features_VF = torch.randn(40, 16) + 1000
+    adaptor = Whitening(features_VF, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = adaptor(features_VF[1:])
+    torch.testing.assert_close(low.float(), adaptor(features_VF[1:]), atol=1e-3, rtol=0.02)
+
+
+@pytest.mark.parametrize("features_VF", [torch.zeros(9, 4), torch.full((9, 4), 0.5)])
+def test_equal_vectors_of_all_items_do_not_drown_the_learned_ones(features_VF):
+    adaptor = Whitening(features_VF, 8)
+    adaptor(features_VF).sum().backward()
+    with torch.no_grad():
+        adaptor.mean -= 1e-3  # as a first step of the optimizer does
+        assert adaptor(features_VF).abs().max() < 0.01
+
+
 def test_the_gate_of_experts_is_noisy_in_training_alone():
     model = built("sasrec", "text", experts=3)
     assert torch.equal(model.item_vectors(), model.item_vectors())

@@ -333,3 +333,21 @@ def test_times_go_with_the_known_items_of_their_history(tmp_path: Path):
     assert cut == retriever.recommend(long[3:], 12, times=moments[3:], exclude_seen=False)
     with pytest.raises(InputError, match="one time for each item"):
         retriever.recommend(history, times=times[:-1])
+
+
+def test_times_mean_nothing_to_a_model_that_was_trained_without(tmp_path: Path):
+    table = pa.table({"item": RAW, "count": COUNTS})
+    run = saved_run(tmp_path / "run", table, "hstu_rec")
+    tensors = load_model(run).state_dict()
+    for name, bias in tensors.items():
+        if name.endswith("time_bias"):
+            bias[1:] = 0  # of gaps that no training has met
+    write_tensors(run / WEIGHTS, tensors)
+    retriever, history, times = Retriever.load(run), ["007", "7", "+7"], [0, 3600, 90_000]
+    assert retriever.recommend(history, times=times) == retriever.recommend(history)
+    timed = plain = retriever.init_state()
+    for event, time in zip(history, times, strict=True):
+        timed = retriever.update(timed, event, time=time)
+        plain = retriever.update(plain, event)
+    found, wanted = (retriever.recommend_from_state(state) for state in (timed, plain))
+    assert found == wanted

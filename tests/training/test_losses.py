@@ -298,6 +298,10 @@ def test_a_sampled_loss_without_negatives_is_a_mistake(kind):
             lambda: TOP1Max(per_pair=True, negatives="in_batch_and_popularity"),
             "loss.per_pair must be false",
         ),
+        (
+            lambda: SampledSoftmax(per_pair=True, negatives="in_batch"),
+            "loss.per_pair must be false with loss.negatives=in_batch,",
+        ),
         (lambda: GBCE(t=1.5), r"loss.t must lie in \[0, 1\], got 1.5"),
     ],
 )

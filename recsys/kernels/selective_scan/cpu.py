@@ -101,7 +101,8 @@ def _rates(A_SD: Tensor, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     """A log2(e) in `dtype`, and what rounding took from it."""
     exact = A_SD.double() * _LOG2_E
     rounded = exact.to(dtype)
-    return filled(rounded, dtype), filled(exact - rounded, dtype)
+    rest = (exact - rounded).nan_to_num(0.0)  # of an infinite rate there is none
+    return filled(rounded, dtype), filled(rest, dtype)
 
 
 def _cut(dim: int, *tensors: Tensor) -> tuple[Tensor, ...]:
