@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import torch
@@ -61,7 +61,9 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 def device_of(wish: Device) -> torch.device:
-    """Where to compute. InputError for cuda where there is none."""
+    """Where to compute. InputError for another word, and for cuda where there is none."""
+    if wish not in get_args(Device):
+        raise InputError(f"device {wish!r} is none of {', '.join(get_args(Device))}")
     available = torch.cuda.is_available()
     if wish == "cuda" and not available:
         raise InputError(
@@ -241,6 +243,34 @@ def write_encoder(run: Path) -> None:
         shutil.copy(run / TOKENIZER, aside / TOKENIZER)
 
 
+def data_folder(run: Path, config: dict[str, Any]) -> Path:
+    """Where the data of a run lay when it was trained. InputError where it is gone from there."""
+    folder = Path(config["dataset"]["path"])
+    if not (folder / "dataset.json").is_file():
+        raise InputError(
+            f"the data of {run} is no longer in {folder}: name its place with --data DIR"
+        )
+    return folder
+
+
+def refitted(run: Path, config: dict[str, Any]) -> bool:
+    """Whether the weights of a run have learned from the valid targets: a training that was to be
+    refitted and was stopped before has not. InputError where it was stopped in its refit."""
+    if not config["refit"] or (run / METRICS).is_file():
+        return config["refit"]
+    history = run / HISTORY
+    lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
+    try:
+        stages = [json.loads(line).get("stage") for line in lines]
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{history} is damaged: {error}") from None
+    if "refit" in stages:
+        raise InputError(
+            f"the refit of {run} is not complete: go on with `recsys train --resume --out {run}`"
+        )
+    return None in stages  # a counting model is fitted in one go
+
+
 def data_of_run(
     run: Path, config: dict[str, Any], dataset: SequenceDataset | None, other: bool = False
 ) -> SequenceDataset:
@@ -248,12 +278,7 @@ def data_of_run(
     asked for, `other` data. InputError where it is not what the run was trained on."""
     about = config["dataset"]
     if dataset is None:
-        folder = Path(about["path"])
-        if not (folder / "dataset.json").is_file():
-            raise InputError(
-                f"the data of {run} is no longer in {folder}: name its place with --data DIR"
-            )
-        dataset = SequenceDataset.load(folder)
+        dataset = SequenceDataset.load(data_folder(run, config))
     if dataset.fingerprint != about["fingerprint"] and not other:
         raise InputError(
             f"{run} was trained on data {about['name']} {about['fingerprint'][:12]}, this is"

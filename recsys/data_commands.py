@@ -81,6 +81,12 @@ def data_info(
     reporter = reporter_of_terminal()
     dataset, folder = run.open_data(data, DataConfig(), reporter.line)
     show(describe(dataset), as_json, tables.description)
-    picture = picture or folder / "info.png"
-    plot(dataset, picture)
-    reporter.line(f"picture: {picture}")
+    place = picture or folder / "info.png"
+    try:
+        plot(dataset, place)
+    except PermissionError as error:
+        if picture is not None:
+            raise
+        reporter.line(f"no picture ({error}): name another place with --picture")
+    else:
+        reporter.line(f"picture: {place}")

@@ -188,7 +188,7 @@ def item_features(
         made: ItemVectors | TokenRows = fit_token_rows(
             catalogue, config.model.encoder, config.model.vocab_size, *limits, report
         )
-    elif config.model.item_encoder != "id":
+    elif getattr(config.model, "item_encoder", "id") != "id":
         made = fit_item_vectors(catalogue, config.model.item_vectors, report)
     else:
         return None

@@ -112,7 +112,7 @@ def plan(
             )
         model = name
         base = base or saved_config(before)
-        data = data or before["dataset"]["path"]
+        data = data or checkpoint.data_folder(out, before)
     model = model or (base.model_name if base else None)
     if model is None or data is None:
         raise InputError(
@@ -164,7 +164,7 @@ def train_run(
         else:
             _learn(config, dataset, parts, run, accelerator, reporter)
         accelerator.wait_for_everyone()
-        result = evaluate(run, dataset=dataset, device=device)
+        result = evaluate(run, dataset=dataset, device=device, refit=config.refit)
         if (run / checkpoint.WITHOUT_REFIT).is_file():
             result["without_refit"] = checkpoint.read_json(run / checkpoint.WITHOUT_REFIT)
         if accelerator.is_main_process:
@@ -256,6 +256,9 @@ def _open_run(
         if begun == before and (run / checkpoint.METRICS).is_file():
             return False
         _hold(config, run, held)
+        if saved["dataset"]["path"] != str(folder):  # moved since
+            saved = {**saved, "dataset": {**saved["dataset"], "path": str(folder)}}
+            checkpoint.write_json(run / checkpoint.CONFIG, saved)
         if begun != before:
             _check_end(begun, run)
             # First it is not complete any more, then it says what it will be.

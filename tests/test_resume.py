@@ -431,8 +431,39 @@ def test_data_that_has_moved_is_named(data: Path, whole: Path, tmp_path: Path):
     answer = recsys("train", "--resume", "--out", run)
     assert answer.code == 2
     assert str(tmp_path / "gone") in answer.err
+    assert f"the data of {run} is no longer in" in answer.err
     assert recsys("train", "--resume", "--out", run, "--data", moved, "--device", "cpu").code == 0
     assert outcome(run) == outcome(whole)
+    assert recsys("eval", run).code == 0  # it knows the new place
+
+
+@pytest.mark.parametrize(("stage_steps", "said"), [(1, "false"), (None, "is not complete")])
+def test_what_was_stopped_before_or_in_its_refit_is_not_called_refitted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage_steps: int | None, said: str
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        if stage_steps is not None:
+            patched.setattr(FolderWatcher, "batch", signals(signal.SIGINT, 2 * STEPS_AN_EPOCH + 1))
+        else:
+
+            def stop_in_refit(self: FolderWatcher, record: Any, history: Any, best: int) -> None:
+                epoch(self, record, history, best)
+                if self.stage == "refit":
+                    signal.raise_signal(signal.SIGINT)
+
+            epoch = FolderWatcher.epoch
+            patched.setattr(FolderWatcher, "epoch", stop_in_refit)
+        assert recsys(*training(data, run, "--refit")).code in (1, 130)
+    answer = recsys("eval", run, "--json")
+    if stage_steps is None:
+        assert (answer.code, answer.out) == (2, "")
+        assert said in answer.err
+        return
+    assert json.loads(answer.out)["protocol"]["refit"] is False
+    assert recsys("eval", run, "--split", "valid").code == 0
+    compared = recsys("compare", run, run, "--json")
+    assert [row["refit"] for row in json.loads(compared.out)["runs"]] == [False, False]
 
 
 @pytest.mark.parametrize("make", [lambda run: None, Path.mkdir, Path.touch])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from commands import refused
 
 import recsys
 from recsys import run as run_module
+from recsys.batch import Batch
 from recsys.data.prepare import DataConfig
 from recsys.data.sequences import SequenceDataset
 from recsys.errors import InputError, Interrupted, WorkError
+from recsys.models import base
+from recsys.models.base import SequenceModel
 
 USERS, ITEMS, LENGTH = 60, 20, 8
 QUICK = {"model.dim": 8, "model.num_layers": 1, "trainer.batch_size": 16, "trainer.epochs": 2}
@@ -79,6 +84,62 @@ def test_three_lines_train_on_a_frame_and_recommend():
     assert found.items[0] == 106
     assert type(found.items[0]) is int
     pd.testing.assert_frame_equal(frame, before)
+
+
+def test_frames_of_the_same_values_under_other_names_or_types_are_other_data():
+    one = cycle()
+    two = one.rename(columns={"user": "item", "item": "user"})
+    users = [
+        read(recsys.train(frame, "popular", f"runs/{number}"), "metrics.json")["data"]["users"]
+        for number, frame in enumerate((one, two))
+    ]
+    assert users == [USERS, ITEMS]
+    with pytest.raises(InputError, match="durations"):
+        recsys.train(one.assign(time=pd.to_timedelta(one["time"], unit="ns")), "popular", "runs/3")
+
+
+def test_a_device_that_there_is_not_is_no_cpu():
+    with pytest.raises(InputError, match="'tpu' is none of auto, cpu, cuda"):
+        recsys.train(cycle(), "popular", "runs/tpu", device="tpu")  # type: ignore[arg-type]
+
+
+def test_vectors_for_a_model_that_reads_none_are_refused(tmp_path: Path):
+    cycle().to_csv("log.csv", index=False)
+    words = ["train", "--model", "sasrec", "--data", "log.csv", "--item-vectors", "v.parquet"]
+    assert "needs --set model.item_encoder" in refused(*words, "--out", "runs/none")
+    assert not Path("runs/none").exists()
+
+
+class Plainest(SequenceModel):
+    """A model with none but its own settings."""
+
+    paper, good_at, cost = "none", "tests", "nothing"
+
+    @dataclass(frozen=True)
+    class Config:
+        dim: int = 8
+        max_len: int = 5
+
+    def __init__(self, config: Config, num_items: int):
+        super().__init__()
+        self.max_len = config.max_len
+        self.table = torch.nn.Embedding(num_items + 1, config.dim)
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        return self.table(batch.items_BT).cumsum(dim=1)
+
+    def item_vectors(self) -> torch.Tensor:
+        return self.table.weight
+
+
+def test_a_model_needs_no_settings_but_its_own(monkeypatch: pytest.MonkeyPatch):
+    module = types.ModuleType("recsys.models.plainest")
+    module.MODEL = Plainest  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "recsys.models.plainest", module)
+    names = [*base.model_names(), "plainest"]
+    monkeypatch.setattr(base, "model_names", lambda: names)
+    run = recsys.train(cycle(), "plainest", "runs/own", settings={"trainer.epochs": 1})
+    assert recsys.Retriever.load(run).recommend([103], k=3).items
 
 
 def test_an_arrow_table_is_the_same_data_as_its_frame():

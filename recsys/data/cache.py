@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from recsys.config import to_dict
 from recsys.data.formats import Report, source_from_table
 from recsys.data.interactions import Source
@@ -57,6 +59,14 @@ def source_of(data: Any, config: DataConfig, report: Report) -> Source:
     return source_from_table(data, config.columns, "dataframe")
 
 
+def content(table: pa.Table) -> bytes:
+    """A checksum of names, types and values."""
+    digest = hashlib.sha256(table.schema.remove_metadata().serialize())
+    for batch in table.to_batches():
+        digest.update(batch.serialize())
+    return digest.digest()
+
+
 def _place(source: Source, config: DataConfig) -> Path:
     """Where the cache keeps this source prepared in this way: a folder named after both."""
     digest = hashlib.sha256(json.dumps([source.name, to_dict(config)]).encode())
@@ -66,7 +76,6 @@ def _place(source: Source, config: DataConfig) -> Path:
         status = file.stat()
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     if source.table is not None:
-        for batch in source.table.to_batches():
-            digest.update(batch.serialize())
+        digest.update(content(source.table))
     name = f"{source.name.replace(':', '-')}-{digest.hexdigest()[:12]}"
     return cache_dir().resolve() / "prepared" / name

@@ -6,6 +6,8 @@ from recsys.data.formats import Report
 from recsys.data.interactions import Source
 from recsys.errors import InputError
 
+TO_MICROSECONDS = {"s": 1_000_000, "ms": 1_000}
+"""What a fraction of a unit is worth keeping in."""
 ENDLESS = 9e18
 """Numbers from here on are beyond int64."""
 
@@ -67,8 +69,9 @@ def _time(raw: Any, source: Source) -> tuple[Any, str]:
     if value_of(number.notnull().all()):
         whole = values.try_cast("int64")
         if not value_of((number == number.floor()).all()):
-            if value_of(number.abs().max()) < ENDLESS / 1_000_000:
-                return (number * 1_000_000).round().cast("int64"), "us"
+            finer = TO_MICROSECONDS.get(_unit(value_of(number.max())), 0)
+            if finer and value_of(number.abs().max()) < ENDLESS / finer:
+                return (number * finer).round().cast("int64"), "us"
             number = number.round()  # a fraction of a unit too small to matter
             return number.cast("int64"), _unit(value_of(number.max()))
         exact = ibis.coalesce(whole, number.cast("int64"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recsys.data.cache import kept
+from recsys.data.cache import content, kept
 from recsys.data.sequences import (
     FORMAT_VERSION,
     SequenceDataset,
@@ -33,8 +33,7 @@ def combine(datasets: Sequence[SequenceDataset], report: Report) -> Path:
         raise InputError(f"data sets to be combined must have different names, got {names}")
     digest = hashlib.sha256(json.dumps([d.fingerprint for d in datasets]).encode())
     for dataset in datasets:  # a fingerprint leaves texts out
-        for batch in dataset.catalogue.to_batches():
-            digest.update(batch.serialize())
+        digest.update(content(dataset.catalogue))
     folder = cache_dir() / "prepared" / f"{'+'.join(names)}-{digest.hexdigest()[:12]}"
     if kept(folder, report) is None:
         with folder_written_whole(folder) as aside:

@@ -1,11 +1,14 @@
 """Reading logs: what a file is, which columns hold an interaction, and its rows in file order."""
 
+import csv
 import glob
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from recsys.data.interactions import Columns, Format, Source
 from recsys.errors import InputError, nearest
 
 Report = Callable[[str], None]
+NAMING_RECORDS = 100
+"""JSON lines whose keys are the columns."""
 
 FORMATS: dict[str, Format] = {
     ".csv": "csv",
@@ -171,6 +176,8 @@ def _read_file(
     con: Any, source: Source, file: Path, wish: Columns, number: int, report: Report
 ) -> Any:
     """One file as an ibis expression with user, item, time and row."""
+    if file.suffix == ".gz":
+        _check_gzip(file)
     if source.format == "sequences":
         return _sequences(con, file, number)
     if source.format == "lines":
@@ -271,6 +278,7 @@ def _readable(file: Path | str) -> Iterator[None]:
         pa.ArrowNotImplementedError,
         EOFError,
         gzip.BadGzipFile,
+        zlib.error,
         UnicodeDecodeError,
     ) as error:
         text = " ".join(str(error).split())
@@ -279,13 +287,20 @@ def _readable(file: Path | str) -> Iterator[None]:
         raise InputError(f"{file} cannot be read: {text.strip()[:300]}") from None
 
 
+def _check_gzip(file: Path) -> None:
+    """Read a file to its end, by which its checksum is compared: DuckDB does not compare it."""
+    with gzip.open(file) as stream:
+        while stream.read(1 << 20):
+            pass
+
+
 def _first_line(file: Path, encoding: str = "utf-8") -> str:
     try:
         with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
             for line in stream:
                 if line.strip():
                     return line.decode(encoding).rstrip("\r\n").removeprefix("\ufeff")
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not {encoding} text: {error}") from None
@@ -293,6 +308,7 @@ def _first_line(file: Path, encoding: str = "utf-8") -> str:
 
 
 def _json_names(file: Path) -> list[str]:
+    """The keys of the first records: not every one need have a time."""
     line = _first_line(file)
     try:
         record = json.loads(line)
@@ -300,6 +316,11 @@ def _json_names(file: Path) -> list[str]:
         raise InputError(f"{file}, line 1 is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise InputError(f"{file}, line 1 is not a JSON object: {line[:80]}")
+    with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
+        for later in islice(stream, NAMING_RECORDS):
+            with suppress(ValueError):  # a line that is broken is named where it is read
+                found = json.loads(later)
+                record |= found if isinstance(found, dict) else {}
     return list(record)
 
 
@@ -308,7 +329,10 @@ def _delimiter(line: str) -> str:
 
 
 def _header(file: Path, line: str, delimiter: str) -> tuple[str, ...]:
-    names = tuple(name.strip().strip('"') for name in line.split(delimiter))
+    parts = line.split(delimiter)
+    if len(delimiter) == 1:  # a quoted name may hold it
+        parts = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+    names = tuple(name.strip().strip('"') for name in parts)
     if len(set(names)) != len(names) or not all(names):
         raise InputError(f"{file}: the first line must name each column once, got {line[:120]!r}")
     return names

@@ -115,6 +115,8 @@ def prepare(
     except Exception as error:
         if is_disk_full(error):
             raise WorkError(f"no space left in {out.parent} to prepare {source.name}") from None
+        if isinstance(error, RuntimeError) and "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from None  # Ctrl-C, in the words of the engine
         raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -53,7 +53,7 @@ def plot_training(run: Path) -> Path | None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     with written_whole(run / "training.png") as aside:
         figure.savefig(aside, dpi=130, format="png")
     return run / "training.png"

@@ -16,6 +16,7 @@ from recsys.checkpoint import (
     load_model,
     read_config,
     read_split,
+    refitted,
 )
 from recsys.data.item_features import load_item_features
 from recsys.data.loader import flat_positions
@@ -50,10 +51,12 @@ def evaluate_run(
     *,
     dataset: SequenceDataset | None = None,
     device: Device = "auto",
+    refit: bool | None = None,
 ) -> dict[str, Any]:
     """The contents of metrics.json for a run. `seen` is that of its split where not given.
     `dataset` stands in where the prepared folder has moved; or it is other data, over which a model
-    that knows items by their text is tried as it is ("transfer").
+    that knows items by their text is tried as it is ("transfer"). `refit` says whether the weights
+    have learned from the valid targets; where not given, the run folder does.
 
     Raises InputError where the data is not what the run was trained on, or where a refit run is
     asked about the valid targets that it has learned from.
@@ -69,13 +72,14 @@ def evaluate_run(
     dataset = data_of_run(run, config, dataset, other=other)
     transfer = dataset.fingerprint != config["dataset"]["fingerprint"]
     parts = split(dataset, split_config)
-    if config["refit"] and part == "valid" and not transfer:
+    refit = refitted(run, config) if refit is None else refit
+    if refit and part == "valid" and not transfer:
         raise InputError(
             f"{run} was refitted on train and valid together: only --split test is fair"
         )
     queries = parts.test if part == "test" else parts.valid
     # Beside a refit that is tried on other data, the baselines must not know the valid targets.
-    histories = parts.refit if config["refit"] and part == "test" else parts.train
+    histories = parts.refit if refit and part == "test" else parts.train
     started = time.perf_counter()
     asked = dataset, queries, seen
     if transfer:
@@ -100,7 +104,7 @@ def evaluate_run(
             "ranking": "full",
             "ties": "against",
             "seen": seen,
-            "refit": config["refit"],
+            "refit": refit,
             "through": through,
             **({"transfer_from": config["dataset"]["name"]} if transfer else {}),
         },
@@ -189,7 +193,7 @@ def compare_runs(
             {
                 "run": str(run),
                 "model": config["model"]["name"],
-                "refit": config["refit"],
+                "refit": refitted(run, config),
                 "metrics": evaluations[-1].with_intervals(ks),
             }
         )

@@ -32,10 +32,20 @@ def times_of_known(
     if [len(row) for row in times] != [len(history) for history in histories]:
         raise InputError("times must name one time for each item of a history")
     rows = [
-        [int(time) for raw, time in zip(history, row, strict=True) if raw in vocab]
+        [moment(time) for raw, time in zip(history, row, strict=True) if raw in vocab]
         for history, row in zip(histories, times, strict=True)
     ]
     return [row for row in rows if row]
+
+
+def moment(time: Any) -> int:
+    """A time as int64. InputError for what is none."""
+    whole = isinstance(time, float | np.floating) and float(time).is_integer()
+    if not (whole or (isinstance(time, int | np.integer) and not isinstance(time, bool))):
+        raise InputError(f"a time is a whole number in the unit of the data set, got {time!r}")
+    if not -(2**63) <= int(time) < 2**63:
+        raise InputError(f"a time must fit into 64 bits, got {time!r}")
+    return int(time)
 
 
 def batch_of(histories: list[list[int]], times: list[list[int]] | None, max_len: int) -> Batch:

@@ -101,7 +101,7 @@ def load_index(run: Path, *, vectors: np.ndarray | None = None) -> Index:
         index_sha256, weights_sha256 = facts["index_sha256"], facts["weights_sha256"]
     except (InputError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{run / FACTS} is damaged ({error!r}); run `recsys index {run} --type …` again"
+            f"{run / FACTS} is damaged ({error}); run `recsys index {run} --type …` again"
         ) from None
     again = f"run `recsys index {run} --type {kind}` again"
     # Checked before faiss parses a byte: its reader trusts what it reads. Both at once: sums of

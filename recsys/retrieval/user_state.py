@@ -9,6 +9,7 @@ from torch import Tensor
 from recsys.errors import InputError
 from recsys.layers.mixer import State
 from recsys.models.base import SequenceModel, Stepwise
+from recsys.retrieval.histories import moment
 from recsys.retrieval.snapshot import Snapshot
 from recsys.retrieval.state import state_to_bytes, tensors_from_bytes
 
@@ -88,7 +89,7 @@ def after(now: Snapshot, state: UserState, event: Any, time: int | None) -> User
     if not known:
         return replace(state, counts_B2=state.counts_B2 + torch.tensor([[0, 1]]))
     item_B = torch.tensor(known, device=now.device)
-    times_B = None if time is None else torch.tensor([time], device=now.device)
+    times_B = None if time is None else torch.tensor([moment(time)], device=now.device)
     query_BD, layers = model.step(item_B, state.layers, times_B)
     others = state.seen_BN[0][state.seen_BN[0] != known[0]][1 - SEEN :]
     seen_BN = torch.cat([others, torch.tensor(known, dtype=torch.int32)])[None]

@@ -108,6 +108,32 @@ def test_mixed_ids_in_json_become_text_and_are_reported(tmp_path):
     assert any("mixed" in text for text in said)
 
 
+def test_records_need_not_all_have_the_times_that_some_have(tmp_path):
+    lines = ['{"user": 1, "item": 1}', '{"user": 1, "item": 2, "time": 5}']
+    with pytest.raises(InputError, match="1 rows have no time"):
+        made(written(tmp_path / "log.jsonl", "\n".join(lines)))
+
+
+def test_a_quoted_name_may_hold_the_delimiter(tmp_path):
+    text = '"user","item","price, in euros","time"\nu,a,1,5\nu,b,2,6\n'
+    assert histories(made(written(tmp_path / "log.csv", text))) == {"u": ["a", "b"]}
+
+
+@pytest.mark.parametrize("name", ["log.csv.gz", "log.jsonl.gz"])
+def test_a_compressed_log_with_one_bit_wrong_is_refused(tmp_path, name):
+    random = np.random.default_rng(0)
+    rows = [(f"u{n // 9}", f"i{random.integers(10**6)}") for n in range(900)]
+    lines = [json.dumps({"user": u, "item": i}) for u, i in rows]
+    if name == "log.csv.gz":
+        lines = ["user,item", *(",".join(row) for row in rows)]
+    file = written(tmp_path / name, "\n".join(lines))
+    whole = file.read_bytes()
+    for place in range(20, len(whole), len(whole) // 12):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        with pytest.raises(InputError, match="cannot be read"):
+            made(file)
+
+
 @pytest.mark.parametrize(
     ("times", "stored", "unit"),
     [
@@ -115,6 +141,7 @@ def test_mixed_ids_in_json_become_text_and_are_reported(tmp_path):
         (["1700000000000", "1700000000001"], [1700000000000, 1700000000001], "ms"),
         (["8.8e8", "8.9e8"], [880000000, 890000000], "s"),
         (["1.5", "2.25"], [1500000, 2250000], "us"),
+        (["1700000002000.5", "1700000004000"], [1700000002000500, 1700000004000000], "us"),
         (
             ["2010-10-19T23:55:27Z", "2010-10-20T00:00:00Z"],
             [1287532527000000, 1287532800000000],

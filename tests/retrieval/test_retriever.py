@@ -335,6 +335,15 @@ def test_times_go_with_the_known_items_of_their_history(tmp_path: Path):
         retriever.recommend(history, times=times[:-1])
 
 
+@pytest.mark.parametrize("time", ["noon", 10**30, 1.5, None, True])
+def test_what_is_no_time_is_refused(retriever: Retriever, time: Any):
+    with pytest.raises(InputError, match="a time"):
+        retriever.recommend(["007"], times=[time])
+    if time is not None:
+        with pytest.raises(InputError, match="a time"):
+            retriever.update(retriever.init_state(), "007", time=time)
+
+
 def test_times_mean_nothing_to_a_model_that_was_trained_without(tmp_path: Path):
     table = pa.table({"item": RAW, "count": COUNTS})
     run = saved_run(tmp_path / "run", table, "hstu_rec")
