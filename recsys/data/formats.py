@@ -290,8 +290,13 @@ def _readable(file: Path | str) -> Iterator[None]:
 def _check_gzip(file: Path) -> None:
     """Read a file to its end, by which its checksum is compared: DuckDB does not compare it."""
     with gzip.open(file) as stream:
-        while stream.read(1 << 20):
-            pass
+        try:
+            while stream.read(1 << 20):
+                pass
+        except EOFError:
+            raise InputError(
+                f"{file} cannot be read: it is cut before the end of GZIP stream"
+            ) from None
 
 
 def _first_line(file: Path, encoding: str = "utf-8") -> str:

@@ -1,6 +1,7 @@
 """minGRU for MovieLens-1M (6,040 users, 3,416 films).
 
-Leave-one-out, seen masked, seed 0: test HR@10 0.3303, NDCG@10 0.1953 after 84 epochs.
+Leave-one-out, seen masked, seed 0: test HR@10 0.3303, NDCG@10 0.1953 after 84 epochs; with --refit
+0.3356 and 0.1971.
 """
 
 from recsys.models.mingru_rec import MinGRURec
