@@ -23,15 +23,13 @@ from typing import Any, cast
 
 import torch
 from machine import emit, recsys, source
-from turns import in_turn, training_step
+from turns import full_softmax, in_turn, training_step
 
 from recsys.data.loader import TrainLoader, windows
 from recsys.data.sequences import SequenceDataset
 from recsys.data.split import Histories, SplitConfig, split
 from recsys.models.base import SequenceModel, model_class, model_names
-from recsys.training.losses import Softmax
-from recsys.training.objectives import next_item
-from recsys.training.trainer import Precision, Trainer, TrainerConfig, precision
+from recsys.training.trainer import Precision, Trainer, TrainerConfig
 
 FOLDER = Path(__file__).parents[1] / "runs" / "models"
 SHAPE = {"dim": 64, "num_layers": 2, "num_heads": 2, "dropout": 0.2}
@@ -91,9 +89,7 @@ def training(name: str, data: str, max_len: int, wish: Precision) -> dict[str, A
     dataset, loader = batches_of(data, max_len)
     model = build(name, dataset.num_items, max_len)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    counts = torch.ones(dataset.num_items + 1, dtype=torch.int64)
-    dtype = precision(wish, accelerator.device)
-    objective = next_item(Softmax(), counts, dtype, everywhere=wish == "bf16")
+    objective = full_softmax(dataset.num_items, wish, accelerator.device)
     config = TrainerConfig(epochs=3, batch_size=BATCH, patience=0)
     trainer = Trainer(model, objective, config, loader, accelerator)
     progress = trainer.fit(None, Silent())

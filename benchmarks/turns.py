@@ -13,20 +13,24 @@ import torch
 from recsys.batch import Batch
 from recsys.models.base import SequenceModel
 from recsys.training.losses import Softmax
-from recsys.training.objectives import next_item
+from recsys.training.objectives import NextItem, next_item
 from recsys.training.optimizers import adamw
 from recsys.training.trainer import Precision, precision
 
 Step = Callable[[Batch], None]
 
 
+def full_softmax(num_items: int, wish: Precision, device: torch.device) -> NextItem:
+    """The objective that is compared."""
+    counts = torch.ones(num_items + 1, dtype=torch.int64)
+    return next_item(Softmax(), counts, precision(wish, device), everywhere=wish == "bf16")
+
+
 def training_step(model: SequenceModel, num_items: int, wish: Precision = "auto") -> Step:
     """A training step with the full softmax, as the trainer's."""
     model.train()
     optimizer = adamw(model, 1e-3, 0.01)
-    counts = torch.ones(num_items + 1, dtype=torch.int64)
-    dtype = precision(wish, torch.device("cpu"))
-    objective = next_item(Softmax(), counts, dtype, everywhere=wish == "bf16")
+    objective = full_softmax(num_items, wish, torch.device("cpu"))
 
     def step(batch: Batch) -> None:
         objective(model, batch)[0].backward()

@@ -97,6 +97,18 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return metrics
 
 
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """The lines of history.jsonl."""
+    file = run / HISTORY
+    try:
+        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"{file} is damaged: {error}") from None
+    if not all(isinstance(record, dict) for record in records):
+        raise InputError(f"{file} is damaged: not every line is an object")
+    return records
+
+
 def read_config(run: Path, needed: dict[str, type] = RUN_FACTS) -> dict[str, Any]:
     """config.json of a run, with the parts that are `needed` checked."""
     config = read_json(run / CONFIG)
@@ -258,12 +270,8 @@ def refitted(run: Path, config: dict[str, Any]) -> bool:
     refitted and was stopped before has not. InputError where it was stopped in its refit."""
     if not config["refit"] or (run / METRICS).is_file():
         return config["refit"]
-    history = run / HISTORY
-    lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
-    try:
-        stages = [json.loads(line).get("stage") for line in lines]
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{history} is damaged: {error}") from None
+    records = read_history(run) if (run / HISTORY).is_file() else []
+    stages = [record.get("stage") for record in records]
     if "refit" in stages:
         raise InputError(
             f"the refit of {run} is not complete: go on with `recsys train --resume --out {run}`"

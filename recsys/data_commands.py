@@ -84,7 +84,7 @@ def data_info(
     place = picture or folder / "info.png"
     try:
         plot(dataset, place)
-    except PermissionError as error:
+    except OSError as error:
         if picture is not None:
             raise
         reporter.line(f"no picture ({error}): name another place with --picture")

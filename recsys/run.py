@@ -195,7 +195,6 @@ def pretrain_run(
     if loss["name"] != MLMContrastive.name:
         raise InputError(f"pretrain learns by {MLMContrastive.name}, not by {loss['name']}")
     tree = {**settings, "loss": loss}
-    configure(model, tree, seed=seed)  # what cannot be meant is said before the data is read
     datasets = [open_data(source, DataConfig(), reporter.line)[0] for source in data]
     folder = combine(datasets, reporter.line)
     job = plan(model, folder, out, tree, seed=seed, resume=resume, reporter=reporter)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 
@@ -299,9 +299,14 @@ def _check_gzip(file: Path) -> None:
             ) from None
 
 
+def _opened(file: Path) -> IO[bytes]:
+    """The bytes of a file, or of what it holds compressed."""
+    return cast(IO[bytes], gzip.open(file)) if file.suffix == ".gz" else open(file, "rb")
+
+
 def _first_line(file: Path, encoding: str = "utf-8") -> str:
     try:
-        with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
+        with _opened(file) as stream:
             for line in stream:
                 if line.strip():
                     return line.decode(encoding).rstrip("\r\n").removeprefix("\ufeff")
@@ -321,7 +326,7 @@ def _json_names(file: Path) -> list[str]:
         raise InputError(f"{file}, line 1 is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise InputError(f"{file}, line 1 is not a JSON object: {line[:80]}")
-    with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
+    with _opened(file) as stream:
         for later in islice(stream, NAMING_RECORDS):
             with suppress(ValueError):  # a line that is broken is named where it is read
                 found = json.loads(later)
@@ -334,9 +339,10 @@ def _delimiter(line: str) -> str:
 
 
 def _header(file: Path, line: str, delimiter: str) -> tuple[str, ...]:
-    parts = line.split(delimiter)
     if len(delimiter) == 1:  # a quoted name may hold it
         parts = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+    else:
+        parts = line.split(delimiter)
     names = tuple(name.strip().strip('"') for name in parts)
     if len(set(names)) != len(names) or not all(names):
         raise InputError(f"{file}: the first line must name each column once, got {line[:120]!r}")

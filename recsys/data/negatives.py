@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 NegativeKind = Literal["uniform", "popularity", "in_batch", "in_batch_and_popularity"]
+SHARED_NEGATIVES: tuple[NegativeKind, ...] = ("in_batch", "in_batch_and_popularity")
+"""Those in which the targets of a batch are negatives of each other."""
 
 
 @dataclass(frozen=True)

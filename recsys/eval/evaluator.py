@@ -21,6 +21,7 @@ Seen = Literal["mask", "keep"]
 SCORE_BYTES = 24 << 20
 """Size of one block of scores. Larger blocks fall out of the cache, smaller ones cost calls."""
 MAX_K = 10**9
+"""Largest cut-off: more than any catalogue, and a number that every array can be compared with."""
 RESAMPLES = 1000
 """Bootstrap resamples behind an interval."""
 
@@ -112,10 +113,11 @@ def evaluate_through(
     """Ranks from the retriever's own first k answers; a target not among them has rank V, or k
     where that is more. Answers with the score of the target stand before it."""
     rank_Q = np.full(len(queries), max(dataset.num_items, k), dtype=np.int64)
+    # One more than k: of a target in the last place it says whether others come with it.
+    most = min(k + 1, dataset.num_items)
     for rows, batch in query_batches(dataset, queries, 1024, retriever.max_len):
         pairs = _seen_pairs(dataset, queries, rows, "cpu") if seen == "mask" else None
-        # One more than k: of a target in the last place it says whether others come with it.
-        items_BK, scores_BK = retriever.recommend_items(batch, k + 1, seen=pairs)
+        items_BK, scores_BK = retriever.recommend_items(batch, most, seen=pairs)
         found_BK = items_BK == dataset.items[queries.end[rows]][:, None]
         score_B1 = np.where(found_BK, scores_BK, -np.inf).max(axis=1, keepdims=True)
         rank_B = ((scores_BK >= score_B1) & (items_BK > 0)).sum(axis=1) - 1

@@ -1,20 +1,14 @@
 """Pictures of a run."""
 
-import json
 from pathlib import Path
 
-from recsys.checkpoint import HISTORY
-from recsys.errors import InputError
+from recsys.checkpoint import read_history
 from recsys.whole import written_whole
 
 
 def plot_training(run: Path) -> Path | None:
     """Draw loss and validation metrics over epochs into RUN/training.png; None without epochs."""
-    try:
-        lines = (run / HISTORY).read_text(encoding="utf-8").splitlines()
-        records = [record for record in map(json.loads, lines) if record.get("stage") == "train"]
-    except (ValueError, AttributeError) as error:  # no JSON, or not an object on every line
-        raise InputError(f"{run / HISTORY} is damaged: {error}") from None
+    records = [record for record in read_history(run) if record.get("stage") == "train"]
     if not records:
         return None
     from matplotlib.figure import Figure

@@ -32,28 +32,18 @@ _OPTIONS: Any = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"
 
 def kernel(function: Kernel) -> Kernel:
     """Compile for the types of each call, free of the interpreter's lock, a*b+c as one step."""
-    return _compiled(function)
-
-
-def _compiled(function: Kernel, **options: Any) -> Kernel:
-    options = _OPTIONS | options
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder to keep compiled code in can be written
-        return numba.njit(**options)(function)
-
-
-def summing_kernel(function: Kernel) -> Kernel:
-    """A `kernel` that may add numbers in another order, so that sums over a row vectorise.
-
-    The order is fixed when it is compiled. Not for kernels with `exp`, whose rounding needs the
-    order as written.
-    """
-    return _compiled(function, fastmath={"contract", "reassoc"})
+        return numba.njit(**_OPTIONS)(function)
 
 
 def summing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`inlined`, and free to add numbers in another order as a `summing_kernel` is."""
+    """`inlined`, and free to add numbers in another order, so that sums over a row vectorise.
+
+    The order is fixed when it is compiled. Not for code with `exp`, whose rounding needs the order
+    as written.
+    """
     options = _OPTIONS | {"fastmath": {"contract", "reassoc"}}
     return numba.njit(forceinline=True, **options)(function)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.config import describe_fields
-from recsys.data.negatives import NegativeKind, Negatives
+from recsys.data.negatives import SHARED_NEGATIVES, NegativeKind, Negatives
 from recsys.errors import InputError, nearest
 from recsys.kernels.linear_cross_entropy import linear_cross_entropy
 from recsys.models.base import Pairs
@@ -347,7 +347,7 @@ def _check_negatives(
             f"loss.alpha is for negatives drawn by popularity, got {alpha} with"
             f" loss.negatives={negatives}"
         )
-    if per_pair and negatives in ("in_batch", "in_batch_and_popularity"):
+    if per_pair and negatives in SHARED_NEGATIVES:
         raise InputError(
             f"loss.per_pair must be false with loss.negatives={negatives}, whose negatives are"
             " shared by the batch"
@@ -355,7 +355,7 @@ def _check_negatives(
 
 
 def _check_drawn(loss: str, negatives: NegativeKind) -> None:
-    if negatives in ("in_batch", "in_batch_and_popularity"):
+    if negatives in SHARED_NEGATIVES:
         raise InputError(
             f"loss.negatives={negatives} needs loss.name=sampled_softmax, bpr_max or top1_max;"
             f" {loss} draws its negatives"
