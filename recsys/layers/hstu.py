@@ -13,6 +13,8 @@ NUM_BUCKETS = 128
 1.3 years in nanoseconds and more than a human life in microseconds."""
 HIDDEN = -1e4
 """A score whose SiLU and the slope of it are 0 to the bit, in each precision."""
+UNTIMED = 2**62
+"""In the place of a time that is not known: behind every time, from which no time has passed."""
 ROWS = 64
 """Queries that are scored together. No product is formed with keys behind the last of them."""
 
@@ -32,8 +34,9 @@ class HSTUBlock(Mixer):
     U, V, Q, K = SiLU(f1(norm(x))) (eq. 1), A = SiLU(Q K^T + rab) / n (eq. 2), and the output
     (eq. 3). n is `window`, the longest history. rab, the relative attention bias, is one number for
     each distance in places and one for each bucket of the time between two events, for all heads
-    alike. Without times no time has passed between events, and a block that was trained so takes no
-    notice of times. Its state is a ring of keys, values and times: window (8 dim + 8) bytes.
+    alike. No time has passed between an event whose time is not known and any other, and a block
+    that was trained without times takes no notice of them. Its state is a ring of keys, values and
+    times: window (8 dim + 8) bytes.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float, window: int):
@@ -85,11 +88,12 @@ class HSTUBlock(Mixer):
         distance_BW = (ring[2][:, None] - places_W).remainder(self.window)
         k_BHWK, v_BHWK, _, ring = push_to_ring(ring, k_BHK, v_BHK / self.window)
         bias_BW = self.place_bias[distance_BW]
+        now_B1 = times_BW.new_tensor(UNTIMED) if times_B is None else times_B[:, None]
+        times_BW = torch.where(distance_BW == 0, now_B1, times_BW)
         if times_B is None:
             bias_BW = bias_BW + self.time_bias[0]
         else:
-            times_BW = torch.where(distance_BW == 0, times_B[:, None], times_BW)
-            bias_BW = bias_BW + self.time_bias[gap_buckets(times_B[:, None], times_BW)]
+            bias_BW = bias_BW + self.time_bias[gap_buckets(now_B1, times_BW)]
         score_BH1W = q_BHK[:, :, None] @ k_BHWK.mT + bias_BW[:, None, None]
         # The values of places that are not filled are 0: without a softmax that is mask enough.
         mixed_BD = (F.silu(score_BH1W) @ v_BHWK).flatten(1)

@@ -135,6 +135,23 @@ def test_without_times_no_time_has_passed():
 
 
 @torch.no_grad()
+def test_between_an_event_without_a_time_and_another_no_time_has_passed():
+    layer, x_BTD = block(), history(steps=3)
+    moments = [None, torch.tensor([10**9, 10**12]), None]
+
+    def walked(times: list[torch.Tensor | None]) -> list[torch.Tensor]:
+        state, out = layer.init_state(2), []
+        for x_BD, times_B in zip(x_BTD.unbind(1), times, strict=True):
+            y_BD, state = layer.step(x_BD, state, times_B)
+            out.append(y_BD)
+        return out
+
+    same = [moments[1]] * 3
+    for y_BD, expected_BD in zip(walked(moments), walked(same), strict=True):
+        torch.testing.assert_close(y_BD, expected_BD)
+
+
+@torch.no_grad()
 def test_the_longest_history_does_not_change_a_short_one():
     short, long = block(window=8), block(window=800)
     long.load_state_dict({**short.state_dict(), "place_bias": torch.zeros(800).double()})
