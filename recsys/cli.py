@@ -71,8 +71,6 @@ def train(
         resume=resume,
         reporter=reporter,
     )
-    if item_vectors is not None and getattr(job.config.model, "item_encoder", "id") == "id":
-        raise InputError("--item-vectors needs --set model.item_encoder=text or id+text")
     result = run.train_run(
         job.config,
         job.dataset,

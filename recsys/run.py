@@ -119,6 +119,12 @@ def plan(
             "train needs --model (see `recsys models`) and --data (see `recsys data list`)"
         )
     config = configure(model, settings, base=base, seed=seed, refit=refit or None)
+    vectors = settings.get("model", {}).get("item_vectors")
+    if vectors is not None and getattr(config.model, "item_encoder", "id") == "id":
+        raise InputError(
+            f"model.item_vectors={vectors} is for models that know items by more than their number:"
+            " it needs --set model.item_encoder=text or id+text"
+        )
     if not resume and model_class(model).reads_tokens:
         # The run folder must say the sizes of its encoder: later it is read without that.
         config = replace(config, model=config.model.resolved())

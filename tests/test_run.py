@@ -105,8 +105,11 @@ def test_a_device_that_there_is_not_is_no_cpu():
 
 def test_vectors_for_a_model_that_reads_none_are_refused(tmp_path: Path):
     cycle().to_csv("log.csv", index=False)
-    words = ["train", "--model", "sasrec", "--data", "log.csv", "--item-vectors", "v.parquet"]
-    assert "needs --set model.item_encoder" in refused(*words, "--out", "runs/none")
+    words = ["train", "--model", "sasrec", "--data", "log.csv", "--out", "runs/none"]
+    for given in (["--item-vectors", "v.parquet"], ["--set", "model.item_vectors=v.parquet"]):
+        assert "needs --set model.item_encoder" in " ".join(refused(*words, *given).split())
+    with pytest.raises(InputError, match=r"needs --set model.item_encoder"):
+        recsys.train("log.csv", "sasrec", "runs/none", settings={"model.item_vectors": "v.parquet"})
     assert not Path("runs/none").exists()
 
 

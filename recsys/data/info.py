@@ -9,6 +9,7 @@ import numpy as np
 from recsys.data.sequences import SequenceDataset
 from recsys.data.text import without_text
 from recsys.errors import InputError
+from recsys.whole import written_whole
 
 TEST_FACTS = ("test_users", "items_only_in_test")
 _SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -83,9 +84,8 @@ def plot(dataset: SequenceDataset, path: Path) -> None:
         f" {len(dataset.items):,} interactions",
         fontsize=10,
     )
-    aside = path.with_name(path.name + ".part")
-    figure.savefig(aside, dpi=130, format="png")
-    aside.replace(path)
+    with written_whole(path) as aside:
+        figure.savefig(aside, dpi=130, format="png")
 
 
 def _summary(values: np.ndarray) -> dict[str, float]:
