@@ -1,6 +1,7 @@
 """BERT4Rec for MovieLens-1M (6,040 users, 3,416 films).
 
-Leave-one-out, seen masked, seed 0: test HR@10 0.2821, NDCG@10 0.1558 after 96 epochs.
+Leave-one-out, seen masked, seed 0: test HR@10 0.2821, NDCG@10 0.1558 after 96 epochs; with
+--refit 0.2834 and 0.1562.
 """
 
 from recsys.models.bert4rec import BERT4Rec
