@@ -13,6 +13,7 @@ read again and compared with the model itself; a folder appears whole or not at 
 
 import importlib.metadata
 import importlib.util
+import json
 import logging
 import shutil
 import warnings
@@ -306,10 +307,26 @@ def _random_batch(
 
 
 def _check_export(folder: Path) -> None:
-    """InputError where `folder` holds something that is no export."""
-    holds = [folder] if folder.is_file() else list(folder.iterdir()) if folder.is_dir() else []
-    if holds and not (folder / FACTS).is_file():
+    """InputError where `folder` holds something that is no export: it would be replaced whole."""
+    if not folder.exists():
+        return
+    holds = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if holds and not _are_facts(folder / FACTS):
         raise InputError(f"{folder} exists and is not an export: choose another --out")
+    if others := sorted(holds - {FACTS, VECTORS, ITEMS, INT8, *FILES.values()}):
+        raise InputError(
+            f"{folder} holds more than an export, {others[0]!r}, which would be lost: move it, or"
+            " choose another --out"
+        )
+
+
+def _are_facts(path: Path) -> bool:
+    """Whether a file is what an export says of itself."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and {"format", "weights_sha256"} <= facts.keys()
 
 
 @contextmanager

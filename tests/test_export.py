@@ -219,9 +219,10 @@ def test_an_export_says_what_it_is(tmp_path: Path):
 
 def test_an_export_takes_the_place_of_an_earlier_one_alone(exported: Path, tmp_path: Path):
     run = Path(shutil.copytree(exported, tmp_path / "run"))
-    (run / "export-torch" / "old").touch()
+    old = run / "export-torch" / "model.onnx"
+    old.touch()
     export_run(run, "torch")
-    assert not (run / "export-torch" / "old").exists()
+    assert not old.exists()
     (empty := tmp_path / "empty").mkdir()
     export_run(run, "torch", empty)
     assert (empty / "model.pt2").is_file()
@@ -229,6 +230,13 @@ def test_an_export_takes_the_place_of_an_earlier_one_alone(exported: Path, tmp_p
     message = refused("export", run, "--format", "torch", "--out", run)
     assert "is not an export" in message
     assert contents(run) == before
+    (run / "export-torch" / "notes").mkdir()
+    message = refused("export", run, "--format", "torch")
+    assert "holds more than an export, 'notes', which would be lost" in " ".join(message.split())
+    (own := tmp_path / "own").mkdir()
+    (own / "export.json").write_text('{"name": "my own tool"}')
+    assert "is not an export" in refused("export", run, "--format", "torch", "--out", own)
+    assert [path.name for path in own.iterdir()] == ["export.json"]
 
 
 @pytest.mark.parametrize("error", [2e-4, float("nan")])

@@ -4,11 +4,15 @@ Not `torch.library.custom_op`: its first call imports torch's compiler, 1.3 s an
 service which only reads out a model has no use for.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from recsys.errors import InputError
 from recsys.kernels.backends import Obstacles, choose
@@ -27,16 +31,39 @@ def implementation(op: str, device: torch.device, asked: str, obstacles: Obstacl
     return importlib.import_module(f"recsys.kernels.{op}.{_FILES[backend]}")
 
 
+def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which products are not rounded by an autocast around it: states and sums are in
+    float32 whatever the inputs are, and what rounds its products says so by an argument."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def define(name: str, run: Callable[..., Any], shapes: Callable[..., Any]) -> Callable[..., Any]:
     """The operator recsys::name that calls `run`; its annotations are the schema.
 
     `shapes`, with the same arguments, returns empty tensors of the results' shapes and dtypes.
     """
+
+    @functools.wraps(run)
+    def implemented(*arguments: Any) -> Any:
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        if any(map(_has_tangent, tensors)):
+            raise NotImplementedError(
+                f"recsys::{name} has no forward-mode derivative; backend='reference' has"
+            )
+        with in_own_precision(tensors[0].device):
+            return run(*arguments)
+
     _LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()))
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, implemented, "CompositeExplicitAutograd")
     torch.library.register_fake(f"recsys::{name}", shapes, lib=_LIBRARY)
     operator: Callable[..., Any] = getattr(torch.ops.recsys, name)
     return operator
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def differentiate(name: str, save: Callable[..., None], backward: Callable[..., Any]) -> None:

@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 from torch.nn.functional import normalize as unit
 
 from recsys.errors import InputError
+from recsys.kernels.backends import use_backend
 from recsys.kernels.linear_attention import (
     AttentionState,
     delta_rule_reference,
@@ -385,6 +387,48 @@ def test_float32_carries_a_sum_of_small_bf16_numbers(backend):
     o, final = call(ones, ones, ones, backend=backend)
     assert float(final) == 1000.0  # in bf16, 256 + 1 is 256
     assert o.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("around", [*FAST, "reference"])
+def test_what_ran_forward_runs_backward(around):
+    data = {name: x.requires_grad_() for name, x in tensors(L=70, K=5).items()}
+    o, _ = call(**data)
+    wanted = torch.autograd.grad(o.sum(), data["q"], retain_graph=True)
+    with use_backend(around):
+        got = torch.autograd.grad(o.sum(), data["q"])
+    assert torch.equal(got[0], wanted[0])
+
+
+@pytest.mark.parametrize("backend", [*FAST, "reference"])
+@pytest.mark.parametrize("rule", ["decay", "delta"])
+def test_an_autocast_around_it_rounds_nothing(rule, backend):
+    data = tensors(L=70, rule=rule)
+    prefix = (data["k"][:, :9] + 1, data["v"][:, :9] - 1)
+
+    def one(**tensors):
+        return call(**tensors, prefix=prefix)
+
+    wanted = outcome(one, data, backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        # Steps, unlike these, are of one form for all backends.
+        step, _ = linear_attention_step(*(data[n][:, 0] for n in "qkv"), AttentionState(data["S"]))
+        got = outcome(one, data, backend)
+    plain, _ = linear_attention_step(*(data[n][:, 0] for n in "qkv"), AttentionState(data["S"]))
+    assert torch.equal(step, plain)
+    for name, x in wanted.items():
+        if backend == "reference" and name.startswith("gradient"):
+            continue  # of plain operations: what is around the backward pass rounds it
+        assert torch.equal(got[name], x), name
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch's own duals
+@pytest.mark.parametrize("backend", FAST)
+def test_a_forward_mode_derivative_is_refused(backend):
+    data = tensors(L=3)
+    with forward_ad.dual_level():
+        data["q"] = forward_ad.make_dual(data["q"], torch.ones_like(data["q"]))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            call(**data, backend=backend)
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -163,6 +163,23 @@ def test_where_every_row_is_ignored_the_mean_is_nan_as_torch_has_it():
     assert float(linear_cross_entropy(x, weight, target.fill_(-100), reduction="sum")) == 0
 
 
+def test_of_no_rows_the_mean_is_nan_as_torch_has_it():
+    x, weight, _, target, _ = problem(0, 11, 4)
+    for learns in (False, True):
+        assert linear_cross_entropy(x.requires_grad_(learns), weight, target).isnan()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy
+@pytest.mark.parametrize("backend", ALL)
+def test_items_that_never_come_change_nothing_however_many_come_first(backend):
+    x, weight, bias, target, _ = problem(rows=5, items=2100, dtype=torch.float32)
+    bias[:2060] = -torch.inf
+    target = target.clamp_min(2060)
+    tiles = call_with(target, memory_budget=1 << 12)
+    inputs = {"x": x, "weight": weight, "bias": bias}
+    assert_matches_reference(tiles, inputs, backend)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter's numpy
 @pytest.mark.parametrize("backend", ALL)
 def test_nan_in_is_nan_out(backend):
@@ -172,6 +189,19 @@ def test_nan_in_is_nan_out(backend):
     assert loss_N.isnan().nonzero().flatten().tolist() == [3]
     x.requires_grad_()
     assert linear_cross_entropy(x, weight, target, backend=backend).isnan()
+
+
+@pytest.mark.parametrize("budget", [256 << 20, 1 << 12], ids=["rows", "tiles"])
+def test_an_autocast_around_it_rounds_nothing(budget):
+    x, weight, bias, target, _ = problem(items=2100, dtype=torch.float32)
+    inputs = {"x": x, "weight": weight, "bias": bias}
+    for reduction in ("mean", "none"):
+        one = call_with(target, memory_budget=budget, reduction=reduction)
+        wanted = outcome(one, inputs, "torch")
+        with torch.autocast("cpu", torch.bfloat16):
+            got = outcome(one, inputs, "torch")
+        for name, one_of in wanted.items():
+            assert torch.equal(got[name], one_of), (reduction, name)
 
 
 def test_losses_without_gradient_equal_those_with():

@@ -18,6 +18,7 @@ from recsys.kernels.linear_attention.reference import (
     delta_rule_reference,
     linear_attention_reference,
 )
+from recsys.kernels.operators import in_own_precision
 from recsys.kernels.packing import (
     Definition,
     Times,
@@ -137,10 +138,11 @@ def linear_attention_step(
         S = S * log_decay_t.to(S.dtype).exp()[..., None, None]
     if reset is not None:
         S = S * ~reset[:, None, None, None]
-    if beta_t is not None:
-        v = beta_t.to(S.dtype)[..., None] * (v - torch.einsum("bhkp,bhk->bhp", S, k))
-    S = S + k[..., None] * v[..., None, :]
-    o = torch.einsum("bhkp,bhk->bhp", S, q)
+    with in_own_precision(q.device):
+        if beta_t is not None:
+            v = beta_t.to(S.dtype)[..., None] * (v - torch.einsum("bhkp,bhk->bhp", S, k))
+        S = S + k[..., None] * v[..., None, :]
+        o = torch.einsum("bhkp,bhk->bhp", S, q)
     o = _normalized(o) if normalize else o
     return o.to(v_t.dtype), _as_state(S, normalize)
 
@@ -211,7 +213,8 @@ def _start(
     check_shape(k_NMHK, (num_sequences, events, heads, key_size), "prefix keys")
     check_shape(v_NMHP, (num_sequences, events, heads, value_size), "prefix values")
     v_NMHP = _with_ones(v_NMHP) if normalize else v_NMHP
-    return S + torch.einsum("nmhk,nmhp->nhkp", k_NMHK.to(dtype), v_NMHP.to(dtype))
+    with in_own_precision(q.device):
+        return S + torch.einsum("nmhk,nmhp->nhkp", k_NMHK.to(dtype), v_NMHP.to(dtype))
 
 
 def _with_resets(
@@ -258,5 +261,6 @@ def _by_definition(
     if beta_TH is not None:
         definition = delta_rule_reference
         inputs.append(beta_TH.to(dtype))
-    o_THP, (final_NHKP,) = run_definition(definition, inputs, (S_NHKP,), times, reverse)
+    with in_own_precision(q_THK.device):
+        o_THP, (final_NHKP,) = run_definition(definition, inputs, (S_NHKP,), times, reverse)
     return o_THP, final_NHKP

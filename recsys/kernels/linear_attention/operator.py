@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from recsys.kernels import operators
-from recsys.kernels.backends import Obstacles, dtype_obstacles
+from recsys.kernels.backends import Obstacles, choose, dtype_obstacles
 
 WIDEST_KEY = {True: 128, False: 64}
 """Key size up to which the Triton kernels fit into registers: in bfloat16, and in other dtypes."""
@@ -113,7 +113,10 @@ def _backward_shapes(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     q_THK, k_THK, v_THP, log_decay_TH, beta_TH, _, cu_seqlens = inputs[:7]
-    ctx.reverse, ctx.chunk_size, ctx.asked = inputs[7:]
+    ctx.reverse, ctx.chunk_size, asked = inputs[7:]
+    # Each backend keeps the states of its own steps: what ran forward runs backward too.
+    found = obstacles(q_THK, k_THK, v_THP, beta=beta_TH)
+    ctx.asked = asked or choose("linear_attention", q_THK.device, "", found).backend
     ctx.save_for_backward(q_THK, k_THK, v_THP, log_decay_TH, beta_TH, output[2], cu_seqlens)
 
 

@@ -18,6 +18,7 @@ from recsys.kernels.linear_cross_entropy.operator import (
     weighted_sum,
 )
 from recsys.kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
+from recsys.kernels.operators import in_own_precision
 from recsys.kernels.packing import check_device, check_shape
 
 __all__ = [
@@ -71,7 +72,7 @@ def linear_cross_entropy(
         part is not None and part.requires_grad for part in (x, weight, bias)
     )
     weight_learns = row_weight is not None and row_weight.requires_grad
-    if reduction == "none" or return_lse or weight_learns or not learns:
+    if reduction == "none" or return_lse or weight_learns or not learns or not len(x):
         loss_N, lse_N = rows(x, weight, bias, target, *settings)
         return _reduced(loss_N, lse_N, counts_N, row_weight, reduction, return_lse)
     weight_N = counts_N.to(torch.promote_types(x.dtype, torch.float32))
@@ -111,7 +112,8 @@ def _by_definition(
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, torch.float32)
     parts = (x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    return linear_cross_entropy_reference(*parts, target, label_smoothing, softcap)
+    with in_own_precision(x.device):
+        return linear_cross_entropy_reference(*parts, target, label_smoothing, softcap)
 
 
 def _check(

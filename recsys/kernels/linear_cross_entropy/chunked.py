@@ -76,8 +76,9 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
             wanted_N[rows] += share * block.sum(dim=1)
         top = torch.maximum(top_N[rows], block.amax(dim=1))
         # Where nothing was above minus infinity yet, there is no sum to rescale.
-        total_N[rows] *= (top_N[rows] - top).exp_()
-        total_N[rows] += block.sub_(top[:, None]).exp_().sum(dim=1)
+        base = top.masked_fill(top == -torch.inf, 0)
+        total_N[rows] *= (top_N[rows] - base).exp_()
+        total_N[rows] += block.sub_(base[:, None]).exp_().sum(dim=1)
         top_N[rows] = top
     lse_N = top_N + total_N.log()
     return lse_N - wanted_N, lse_N

@@ -188,7 +188,9 @@ def _forward(
         table_VD = _rows(table, v, d, num_items, dim)
         logits, _ = _logits(x_ND, table_VD, bias, v, num_items, SOFTCAP, PRECISION)
         higher = tl.maximum(top, tl.max(logits, axis=1))
-        total = total * tl.exp(top - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
+        # Where nothing was above minus infinity yet, there is no sum to rescale.
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(top - base) + tl.sum(tl.exp(logits - base[:, None]), axis=1)
         top = higher
         is_target = wanted[:, None] == v[None, :]
         target_logit += tl.sum(tl.where(is_target, logits, 0.0), axis=1)
