@@ -329,9 +329,17 @@ def _check_end(config: RunConfig, run: Path) -> None:
 
 
 def _accelerator(device: Device) -> "Accelerator":
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
+    from accelerate.state import is_initialized
 
-    return Accelerator(cpu=checkpoint.device_of(device).type == "cpu")
+    wanted = checkpoint.device_of(device).type
+    # What the first training of a process settles holds for all of its trainings.
+    begun = PartialState() if is_initialized() else Accelerator(cpu=wanted == "cpu")
+    if begun.device.type != wanted:
+        raise InputError(
+            f"this process has begun to train on {begun.device.type}: train on {wanted} in another"
+        )
+    return begun if isinstance(begun, Accelerator) else Accelerator(cpu=wanted == "cpu")
 
 
 def _learn(

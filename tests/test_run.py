@@ -103,6 +103,26 @@ def test_a_device_that_there_is_not_is_no_cpu():
         recsys.train(cycle(), "popular", "runs/tpu", device="tpu")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("first", "then"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_process_that_began_on_one_device_says_that_it_cannot_train_on_another(first, then):
+    # In a process of its own: what is tried stays with it.
+    code = f"""if True:
+        import torch
+        torch.cuda.is_available = lambda: True
+        torch.cuda.set_device = lambda device: None
+        from recsys import run
+        from recsys.errors import InputError
+        print(run._accelerator({first!r}).device.type, run._accelerator({first!r}).device.type)
+        try:
+            run._accelerator({then!r})
+        except InputError as error:
+            print(error)
+    """
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    wanted = f"this process has begun to train on {first}: train on {then} in another"
+    assert said.stdout.splitlines() == [f"{first} {first}", wanted]
+
+
 def test_vectors_for_a_model_that_reads_none_are_refused(tmp_path: Path):
     cycle().to_csv("log.csv", index=False)
     words = ["train", "--model", "sasrec", "--data", "log.csv", "--out", "runs/none"]
