@@ -19,6 +19,8 @@ from recsys.errors import InputError
 from recsys.whole import written_whole
 
 ITEM_VECTORS = "item_vectors.safetensors"
+VECTOR = "vector"
+"""A column of lists of numbers, of items that bring their vectors with them."""
 TFIDF_DIM = 256
 """Numbers of a vector made from words."""
 MOST_WORDS = 50_000
@@ -153,8 +155,8 @@ class FileVectors(ItemVectors):
 
         InputError for a new item that neither of them has: no text says what its vector would be.
         """
-        if "vector" in catalogue.column_names:
-            given = _matrix(catalogue.select(["vector"]), "column 'vector' of the items")
+        if VECTOR in catalogue.column_names:
+            given = _matrix(catalogue.select([VECTOR]), "column 'vector' of the items")
             return self._checked(given, "column 'vector' of the items")
         ids, vectors = _read_vectors(Path(self.path))
         wanted = _texts_of(catalogue["item"])

@@ -92,7 +92,7 @@ def need_package(module: str, package: str) -> None:
 
 
 def _text_columns(catalogue: pa.Table) -> list[str]:
-    columns = [field.name for field in catalogue.schema if _is_text(field)]
+    columns = [field.name for field in catalogue.schema if is_text(field)]
     if len(columns) > 1 and "text" in columns:
         columns.remove("text")  # all the others in one
     return sorted(
@@ -100,7 +100,8 @@ def _text_columns(catalogue: pa.Table) -> list[str]:
     )
 
 
-def _is_text(field: pa.Field) -> bool:
+def is_text(field: pa.Field) -> bool:
+    """Whether a column of a catalogue holds texts, or lists of texts."""
     if field.name in ("item", "count"):
         return False
     kind = field.type.value_type if _is_list(field.type) else field.type

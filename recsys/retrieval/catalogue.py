@@ -10,9 +10,9 @@ import numpy as np
 from recsys.retrieval.faiss_index import placed
 from recsys.retrieval.histories import encoded
 from recsys.retrieval.index import build_index
-from recsys.retrieval.journal import Changes, Journal
+from recsys.retrieval.journal import Changes, Journal, as_read
 from recsys.retrieval.snapshot import Snapshot
-from recsys.retrieval.upsert import given_rows, said, upserted
+from recsys.retrieval.upsert import given_rows, said, told, upserted
 
 COMPACTED = "compacted"
 """Version of an index that was built in the process and lies in no file."""
@@ -30,9 +30,12 @@ class Catalogue:
 
     def upsert(self, now: Snapshot, items: Any) -> Snapshot:
         """New items, and new words for known ones."""
-        given = given_rows(items, now.catalogue)
-        new = upserted(now, [given], np.arange(given.num_rows))
-        self._keep({"upsert": given.to_pylist()})
+        change = {"upsert": told(given_rows(items, now.catalogue), now.catalogue).to_pylist()}
+        if self._journal is not None:
+            # As a journal gives it back: what cannot be taken from there is not taken at all.
+            change = as_read(change)
+        new = upserted(now, *said(change["upsert"], now.catalogue))
+        self._keep(change)
         return new
 
     def remove(self, now: Snapshot, raw_ids: Collection[Any]) -> tuple[Snapshot, int]:
@@ -67,7 +70,7 @@ class Catalogue:
     def replayed(self, new: Snapshot) -> tuple[Snapshot, int]:
         """(a snapshot fresh from its run with all changes made, how many items it cannot know: new
         ones, where it knows items by learned vectors alone)."""
-        rows = list(self._changes.rows.values())
+        rows = self._changes.rows_for(new.catalogue.column_names)
         if new.describe is None:
             rows = [row for row in rows if row["item"] in new.vocab]
         dropped = len(self._changes.rows) - len(rows)

@@ -8,10 +8,15 @@ import errno
 import json
 import os
 import zlib
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from recsys.errors import InputError, WorkError
 from recsys.whole import held_alone, written_whole
@@ -25,6 +30,8 @@ class Changes:
 
     rows: dict[Any, dict[str, Any]] = field(default_factory=dict)
     """What was said of items, by raw id, in the order in which they came first."""
+    latest: dict[Any, set[str]] = field(default_factory=dict)
+    """The columns in which something was said of an item when it was said last."""
     removed: dict[Any, None] = field(default_factory=dict)
     """Raw ids that do not come back, in order."""
     unavailable: dict[Any, None] = field(default_factory=dict)
@@ -35,20 +42,38 @@ class Changes:
         for row in change.get("upsert", ()):
             # An item said again keeps its place: places become numbers, which states of users hold.
             self.rows[row["item"]] = {**self.rows.get(row["item"], {}), **row}
+            self.latest[row["item"]] = set(row)
             self.removed.pop(row["item"], None)
         self.removed.update(dict.fromkeys(change.get("remove", ())))
         for raw in change.get("available", ()):
             self.unavailable.pop(raw, None)
         self.unavailable.update(dict.fromkeys(change.get("unavailable", ())))
 
+    def rows_for(self, columns: Collection[str]) -> list[dict[str, Any]]:
+        """What a catalogue of these columns knows by now: there an item keeps what is not said
+        again; in other columns it has what was said last."""
+        return [
+            {n: v for n, v in row.items() if n in columns or n in self.latest[raw]}
+            for raw, row in self.rows.items()
+        ]
+
     def shortest(self) -> list[dict[str, Any]]:
         """The fewest changes that come to the same."""
-        parts = {
-            "upsert": list(self.rows.values()),
-            "remove": list(self.removed),
-            "unavailable": list(self.unavailable),
-        }
-        return [{name: values} for name, values in parts.items() if values]
+        earlier, last = [], []
+        for raw, row in self.rows.items():
+            latest = self.latest[raw]
+            if row.keys() <= latest:
+                earlier.append(row)
+            else:
+                earlier.append({n: v for n, v in row.items() if n == "item" or n not in latest})
+                last.append({n: v for n, v in row.items() if n in latest})
+        parts = [
+            ("upsert", earlier),
+            ("upsert", last),
+            ("remove", list(self.removed)),
+            ("unavailable", list(self.unavailable)),
+        ]
+        return [{name: values} for name, values in parts if values]
 
 
 class Journal:
@@ -130,11 +155,33 @@ class Journal:
         return changes
 
 
-def _line(change: dict[str, Any]) -> bytes:
+def as_read(change: dict[str, Any]) -> dict[str, Any]:
+    """A change as a journal gives it back: JSON's values, dates and decimals as texts.
+
+    InputError where a journal cannot hold it.
+    """
+    read: dict[str, Any] = json.loads(_text(change))
+    return read
+
+
+def _text(change: dict[str, Any]) -> bytes:
     try:
-        text = json.dumps(change, ensure_ascii=False, allow_nan=False, default=str).encode()
-    except ValueError as error:  # infinite, or half a character
+        return json.dumps(change, ensure_ascii=False, allow_nan=False, default=_plain).encode()
+    except (TypeError, ValueError) as error:  # bytes; infinite, or half a character
         raise InputError(f"the change cannot be written to the journal: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for, in one that an Arrow type is read from."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, date | time | Decimal):  # a datetime is a date
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _line(change: dict[str, Any]) -> bytes:
+    text = _text(change)
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 

@@ -112,6 +112,12 @@ def attempt(run: Path, served: Callable[[], str], take_over: Callable[[], int]) 
     return Reload(str(run), reason is None, reason, served(), dropped, seconds)
 
 
+def settled(place: Path) -> Path:
+    """The folder that a place leads to now: a link may lead elsewhere while a run is read."""
+    folder = place.resolve()
+    return place if folder == place.absolute() else folder
+
+
 def _is_read(name: str) -> bool:
     return not (name in _UNREAD or name.startswith(".") or name.endswith(".part"))
 

@@ -22,7 +22,7 @@ from recsys.retrieval.histories import batch_of, encoded, times_of_known
 from recsys.retrieval.lookup import Found
 from recsys.retrieval.opening import Through, opened
 from recsys.retrieval.reasons import Reason, reasons
-from recsys.retrieval.reload import Mark, Reload, Watch, attempt, mark_of, self_test
+from recsys.retrieval.reload import Mark, Reload, Watch, attempt, mark_of, self_test, settled
 from recsys.retrieval.snapshot import Recommendations, Snapshot
 from recsys.retrieval.user_state import UserState
 
@@ -49,7 +49,7 @@ class Retriever:
         """
         self._through: Through = through
         self._mmap = mmap
-        self._writing = threading.Lock()
+        self._writing, self._reloading = threading.Lock(), threading.Lock()
         self.mark: Mark | None = None
         """Of the run folder as it was when it was read last, for who watches it."""
         self._catalogue = Catalogue(journal)
@@ -78,8 +78,9 @@ class Retriever:
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        mark = mark_of(Path(run))
-        snapshot = opened(Path(run), device, index, mmap)
+        folder = settled(Path(run))
+        mark = mark_of(folder)
+        snapshot = opened(folder, device, index, mmap)
         retriever = cls(snapshot, through=index, mmap=mmap, journal=journal)
         retriever.mark = mark
         return retriever
@@ -373,13 +374,15 @@ class Retriever:
         """
 
         def take_over() -> int:
-            mark = mark_of(Path(run))
-            new = opened(Path(run), self._now.device, self._through, self._mmap)
-            with self._writing:
-                new, dropped = self._catalogue.replayed(new)
-                self_test(new)
-                self._now, self.mark = new, mark
-            return dropped
+            with self._reloading:  # or the run that was read last might not be the last to serve
+                folder = settled(Path(run))
+                mark = mark_of(folder)
+                new = opened(folder, self._now.device, self._through, self._mmap)
+                with self._writing:
+                    new, dropped = self._catalogue.replayed(new)
+                    self_test(new)
+                    self._now, self.mark = new, mark
+                return dropped
 
         return attempt(Path(run), lambda: self._now.model_version, take_over)
 

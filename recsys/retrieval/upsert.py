@@ -1,6 +1,7 @@
 """Items that come after training: a snapshot with them in it, beside the one that serves."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from recsys.data.item_vectors import VECTOR
 from recsys.data.sequences import int_array
+from recsys.data.text import is_text
 from recsys.errors import InputError
 from recsys.layers.item_encoder import with_items
 from recsys.models.base import SequenceModel
@@ -18,8 +21,7 @@ from recsys.retrieval.snapshot import Snapshot
 def upserted(now: Snapshot, given: Sequence[pa.Table], order_N: np.ndarray) -> Snapshot:
     """`now` with new items behind its last, and new texts for those it has.
 
-    Each of the tables has columns of its own and no item is in two of them; `order_N` int64 says
-    which of all their rows comes first, second and so on, which numbers the new items. InputError
+    `given` and `order_N` are as `said` returns them; the order numbers the new items. InputError
     where the model does not know items by what is said of them.
     """
     known = [pc.index_in(table["item"], value_set=now.vocab.raw_ids) for table in given]
@@ -39,7 +41,10 @@ def upserted(now: Snapshot, given: Sequence[pa.Table], order_N: np.ndarray) -> S
                 " it with model.item_encoder=text or id+text"
             )
         return now.with_items(now.model, catalogue, place_N)
-    features = np.concatenate([now.describe(table) for table in described])[order_N]
+    # Together: of what is told of items in words some may be silent, but not all.
+    groups = [list(group) for _, group in groupby(described, _has_vector)]
+    merged = [pa.concat_tables(group, promote_options="default") for group in groups]
+    features = np.concatenate([now.describe(table) for table in merged])[order_N]
     features_NF = torch.from_numpy(features).to(now.device)
     try:
         model = with_items(now.model, torch.from_numpy(place_N).to(now.device), features_NF)
@@ -77,12 +82,27 @@ def given_rows(items: Any, catalogue: pa.Table) -> pa.Table:
     return items.set_column(items.column_names.index("item"), "item", ids)
 
 
+def told(given: pa.Table, catalogue: pa.Table) -> pa.Table:
+    """The columns that count: those of the catalogue but `count`, which training counted, others of
+    texts, and vectors."""
+    names = catalogue.column_names
+    return given.select(
+        [
+            field.name
+            for field in given.schema
+            if field.name != "count"
+            and (field.name in names or field.name == VECTOR or is_text(field))
+        ]
+    )
+
+
 def said(rows: Sequence[dict[str, Any]], catalogue: pa.Table) -> tuple[list[pa.Table], np.ndarray]:
-    """(a table of the rows of each set of columns, so that what a row does not say stays unsaid;
-    int64 [rows] in which order they stand in `rows`), as `upserted` takes them."""
+    """(a table of the rows of each set of columns, so that what a row does not say stays unsaid,
+    those with vectors last; int64 [rows] in which order they stand in `rows`)."""
     places: dict[tuple[str, ...], list[int]] = {}
     for place, row in enumerate(rows):
         places.setdefault(tuple(sorted(row)), []).append(place)
+    places = dict(sorted(places.items(), key=lambda group: VECTOR in group[0]))
     tables = []
     for names, some in places.items():
         columns = {name: _column([rows[i][name] for i in some], name, catalogue) for name in names}
@@ -90,18 +110,31 @@ def said(rows: Sequence[dict[str, Any]], catalogue: pa.Table) -> tuple[list[pa.T
     return tables, np.argsort(np.concatenate(list(places.values())))
 
 
+def _has_vector(table: pa.Table) -> bool:
+    return VECTOR in table.column_names
+
+
 def _column(values: list[Any], name: str, catalogue: pa.Table) -> pa.Array:
     """Values that came one call after another, each in a type of its own that the catalogue takes;
-    of a column that the catalogue does not have texts alone count."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        if name in catalogue.column_names:
-            kind = catalogue.schema.field(name).type
-            return pa.concat_arrays([_cast(pa.array([v]), name, kind) for v in values])
+    of a column that the catalogue does not have texts alone count, as lists of them."""
+    if name not in catalogue.column_names and name != VECTOR:
         lists = [[v] if isinstance(v, str) else v for v in values]
         texts = [v if isinstance(v, list) and _all_texts(v) else None for v in lists]
         return pa.array(texts, pa.list_(pa.string()))
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        if name == VECTOR:
+            raise InputError("column 'vector' of items must hold lists of numbers") from None
+        kind = catalogue.schema.field(name).type
+        return pa.concat_arrays([_cast(_alone(v, name, kind), name, kind) for v in values])
+
+
+def _alone(value: Any, name: str, kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array([value])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise InputError(f"column {name!r} of items must be {kind}: {error}") from None
 
 
 def _all_texts(values: list[Any]) -> bool:

@@ -44,13 +44,13 @@ class TrainerConfig:
     accumulate: int = 1
     """Batches whose gradients are added up for one optimizer step."""
     lr: float = 1e-3
-    """Highest learning rate."""
+    """Learning rate, which warm-up and schedule take a share of."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW, for matrices and tables."""
     schedule: Schedule = "constant"
-    """Learning rate after the warm-up, over `epochs`."""
+    """How its share falls from 1 to 0, from the first step to the last of `epochs`."""
     warmup_steps: int = 0
-    """Optimizer steps over which the learning rate rises to `lr`."""
+    """Optimizer steps over which a second share, beside the schedule's, rises to 1."""
     grad_clip: float = 5.0
     """Largest norm of the gradient; 0 for no limit."""
     average: float = 0.0

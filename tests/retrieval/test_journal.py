@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import zlib
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recsys.errors import InputError, WorkError
-from recsys.retrieval.journal import Journal
+from recsys.retrieval.journal import Changes, Journal, as_read
 
 CHANGES = [
     {"upsert": [{"item": "a", "title": "first"}, {"item": 7, "title": "ümlaut\n"}]},
@@ -128,10 +131,32 @@ def test_a_line_is_a_checksum_and_json(tmp_path):
         json.loads(text)
 
 
+def test_a_change_is_taken_in_the_form_in_which_it_is_read_back():
+    moment = datetime(2024, 5, 31, 12, 1, 2, 345678)
+    row = {"item": "a", "day": moment.date(), "at": moment, "price": Decimal("3.50"), "size": 0.5}
+    read = {**row, "day": "2024-05-31", "at": "2024-05-31 12:01:02.345678", "price": "3.50"}
+    assert as_read({"upsert": [row | {"size": np.float16(0.5)}]}) == {"upsert": [read]}
+    for value in (b"ab", float("inf"), "\ud800", timedelta(1)):
+        with pytest.raises(InputError, match="cannot be written to the journal"):
+            as_read({"upsert": [{"item": "a", "x": value}]})
+
+
+def test_a_column_that_a_catalogue_lacks_holds_what_was_said_last(tmp_path):
+    changes = Changes()
+    for row in ({"item": "a", "title": "x", "note": "n"}, {"item": "a", "title": "y"}):
+        changes.take({"upsert": [row]})
+    shortest = Changes()
+    for change in changes.shortest():
+        shortest.take(change)
+    for some in (changes, shortest):
+        assert some.rows_for(["item", "title"]) == [{"item": "a", "title": "y"}]
+        assert some.rows_for(["item", "note"]) == [{"item": "a", "title": "y", "note": "n"}]
+
+
 def test_a_process_killed_while_it_writes_loses_nothing_that_it_acknowledged(tmp_path):
     code = """
 import sys
-from recsys.retrieval.journal import Journal
+from recsys.retrieval.journal import Changes, Journal, as_read
 journal = Journal(sys.argv[1])
 for number in range(1_000_000):
     journal.append({"remove": [number]})

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -75,6 +76,52 @@ def test_items_that_cannot_be_served_are_refused_and_nothing_changes(shop: Path,
     with pytest.raises(InputError, match=message):
         retriever.upsert_items(items)
     assert len(retriever.vocab) == 24
+
+
+def vectors(retriever: Retriever, *names: str) -> np.ndarray:
+    numbers = retriever.vocab.encode(list(names))[0]
+    return retriever.model.item_vectors()[numbers].detach().numpy()
+
+
+def test_an_item_of_which_no_word_is_known_is_taken_beside_others_and_taken_again(
+    shop: Path, tmp_path: Path
+):
+    retriever = Retriever.load(shop / "text", journal=tmp_path / "journal")
+    retriever.upsert_items(pa.table({"item": ["a", "b"], "title": ["shiny soap", None]}))
+    retriever.upsert_items(pa.table({"item": ["a"], "brand": ["shiny"]}))
+    wanted = vectors(retriever, "a", "b")
+    with pytest.raises(InputError, match="nothing is known of the items in words"):
+        retriever.upsert_items(pa.table({"item": ["c"], "title": pa.array([None], pa.string())}))
+    for _ in range(2):
+        assert retriever.reload(shop / "text").reason is None
+        assert vectors(retriever, "a", "b") == pytest.approx(wanted, abs=1e-6)
+        retriever.compact()
+        retriever.close()
+        retriever = Retriever.load(shop / "text", journal=tmp_path / "journal")
+    retriever.close()
+
+
+def test_words_in_a_column_of_their_own_hold_until_the_item_is_said_again(
+    shop: Path, tmp_path: Path
+):
+    retriever = Retriever.load(shop / "text", journal=tmp_path / "journal")
+    for row in (
+        {"item": "a", "title": "shiny soap", "note": "hose", "code": b"hose", "count": "many"},
+        {"item": "b", "title": "shiny soap", "note": "hose", "count": 7},
+        {"item": "a", "title": "shiny soap"},
+    ):
+        retriever.upsert_items(pa.Table.from_pylist([row]))
+    wanted = vectors(retriever, "a", "b")
+    assert not np.allclose(*wanted)
+    plain = Retriever.load(shop / "text")
+    plain.upsert_items(pa.table({"item": ["a"], "title": ["shiny soap"]}))
+    assert wanted[0] == pytest.approx(vectors(plain, "a")[0], abs=1e-6)
+    for _ in range(3):
+        retriever.close()
+        retriever = Retriever.load(shop / "text", journal=tmp_path / "journal")
+        assert vectors(retriever, "a", "b") == pytest.approx(wanted, abs=1e-6)
+        retriever.compact()
+    retriever.close()
 
 
 def test_a_model_that_knows_items_by_number_refuses_new_ones(shop: Path):
