@@ -21,9 +21,10 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     401: {"model": Failure, "description": "No key, or an unknown one"},
     403: {
         "model": Failure,
-        "description": "The key, or the name that was asked, does not allow that",
+        "description": "The key, the name that was asked or the page that asks forbids that",
     },
     404: {"model": Failure, "description": "No such model"},
+    408: {"model": Failure, "description": "The body did not come in time"},
     409: {"model": Failure, "description": "The run was refused"},
     413: {"model": Failure, "description": "The body is too long"},
     422: {"model": Failure, "description": "What was asked makes no sense"},

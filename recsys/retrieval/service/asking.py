@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from recsys.errors import InputError
 from recsys.retrieval.service import bodies
@@ -34,22 +34,15 @@ async def recommend(question: bodies.Question, request: Request, service: Here) 
     return bodies.answer(model.name, found, because)
 
 
-@router.post("/recommend/batch")
-async def recommend_batch(
-    questions: bodies.Questions, request: Request, service: Here
-) -> bodies.Answers:
+@router.post("/recommend/batch", response_model=bodies.Answers)
+async def recommend_batch(questions: bodies.Questions, request: Request, service: Here) -> Response:
     """A list for each of several histories."""
     model = served(service, questions.model)
-    arguments = questions.conditions().as_arguments()
-    found = await service.in_thread(
-        lambda: model.retriever.recommend_batch(
-            questions.histories, times=questions.times, **arguments
-        )
-    )
+    found, body = await service.in_thread(partial(_lists, model, questions))
     for one in found:
         service.metrics.list(model.name, one)
     _log(request, service, None, model=model.name, lists=len(found))
-    return bodies.Answers(lists=[bodies.answer(model.name, one, None) for one in found])
+    return Response(body, media_type="application/json")
 
 
 @router.get("/similar")
@@ -89,6 +82,19 @@ async def items(
     )
 
 
+def _lists(model: Served, questions: bodies.Questions) -> tuple[list[Recommendations], str]:
+    """The lists for several histories, and the body of the answer.
+
+    The body is written here, in the thread, as FastAPI would write it: on the event loop the
+    50,000 items that it may hold would keep all other requests waiting.
+    """
+    found = model.retriever.recommend_batch(
+        questions.histories, times=questions.times, **questions.conditions().as_arguments()
+    )
+    answers = bodies.Answers(lists=[bodies.answer(model.name, one, None) for one in found])
+    return found, answers.model_dump_json()
+
+
 async def _of_history(model: Served, question: bodies.Question) -> Recommendations:
     """The list for a history."""
     history = question.history or []
@@ -110,6 +116,8 @@ async def _with_reasons(
             if model.retriever.fingerprint.startswith(found.model_version):
                 raise
             continue
+        if not model.retriever.fingerprint.startswith(found.model_version):
+            continue  # it may know all items of the list, and explained another model's scores
         return found, [
             None
             if reason is None

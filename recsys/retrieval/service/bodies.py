@@ -21,6 +21,9 @@ Filters = Annotated[str, Field(max_length=2000)]
 Model = Annotated[str | None, Field(description="A served model; the first if not given.")]
 Value = str | bool | int | float | list[str] | None
 _ID: TypeAdapter[Any] = TypeAdapter(Id)
+MOST_OF_A_BATCH = 50_000
+"""Items that the lists of one batch may hold together: 1,000 lists of 50. A body of 20 kB could
+ask for a million, whose answer takes a thread for seconds."""
 
 
 class Body(BaseModel):
@@ -90,11 +93,19 @@ class Questions(Asked):
             "examples": [{"histories": [["B0SMPL0001"], ["B0SMPL0014", "B0SMPL0002"]], "k": 3}]
         }
     )
-    histories: Annotated[list[History], Field(max_length=1000)]
+    histories: Annotated[
+        list[History],
+        Field(max_length=1000, description=f"At most {MOST_OF_A_BATCH:,} items: lists times k."),
+    ]
     times: Annotated[list[Times] | None, Field(description="As the histories.")] = None
 
     @model_validator(mode="after")
     def _fits(self) -> "Questions":
+        if len(self.histories) * self.k > MOST_OF_A_BATCH:
+            raise ValueError(
+                f"a batch asks for at most {MOST_OF_A_BATCH:,} items: lists times k,"
+                f" here {len(self.histories):,} x {self.k:,}"
+            )
         if self.times is not None and [len(row) for row in self.times] != [
             len(history) for history in self.histories
         ]:

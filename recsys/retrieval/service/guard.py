@@ -22,8 +22,9 @@ Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None
 
 ALWAYS = {"/healthz", "/readyz", "/metrics"}
 """Answered however many requests wait, so that a full service is seen to be full, not dead."""
-UNTIMED = {"/reload", "/items", "/items/compact"}
-"""Changes may load a model, encode texts or build an index; they end when they have ended."""
+UNTIMED = {"/reload", "/items", "/items/remove", "/items/availability", "/items/compact"}
+"""Changes may load a model, encode texts or build an index, or wait for one that does; they end
+when they have ended, so that none begins before. Their bodies are waited for like all others."""
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -40,8 +41,9 @@ class Guard:
         self._service = service
         self._process, self._numbers = secrets.token_hex(4), itertools.count(1)
         config = service.config
-        # A page of another site may have a browser ask a service of its own machine, under a name
-        # that leads there. Without keys nothing else tells it from the engineer.
+        # A page of another site may have a browser ask a service of its own machine, by address or
+        # under a name that leads there. Without keys nothing but the browser's own words in Origin
+        # and Host tells it from the engineer.
         self._local_names_alone = config.is_local and service.keys is None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -76,8 +78,10 @@ class Guard:
         if refusal := self._refusal(scope):
             await refusal(scope, exchange.receive, exchange.send)
             return
-        untimed = scope["method"] == "POST" and scope["path"] in UNTIMED
-        limit_s = None if untimed else self._service.config.timeout_s
+        limit_s: float | None = self._service.config.timeout_s
+        if scope["method"] == "POST" and scope["path"] in UNTIMED:
+            exchange.body_within(self._service.config.timeout_s)
+            limit_s = None
         try:
             async with asyncio.timeout(limit_s):
                 await self._app(scope, exchange.receive, exchange.send)
@@ -98,6 +102,12 @@ class Guard:
             names = ", ".join(LOOPBACK)
             error = f"without keys the service is asked as one of {names}"
             return JSONResponse({"error": error}, 403)
+        # A browser says with each POST which site's page sends it; following a link it does not.
+        origin = headers.get(b"origin")
+        elsewhere = origin is not None and _host(origin.partition(b"://")[2]) not in LOOPBACK
+        if self._local_names_alone and elsewhere:
+            error = "without keys no page of another site may ask"
+            return JSONResponse({"error": error}, 403)
         if int(_digits(headers.get(b"content-length", b"0"))) > self._service.config.max_body:
             return JSONResponse({"error": _too_long(self._service.config.max_body)}, 413)
         if self._service.waiting > self._service.config.max_waiting and scope["path"] not in ALWAYS:
@@ -114,9 +124,29 @@ class _Exchange:
         self.status = 0
         self._receive, self._send = receive, send
         self._left = self._max_body = max_body
+        self._body_s = 0.0
+        self._body_until: float | None = None
+
+    def body_within(self, seconds: float) -> None:
+        """Answer 408 where the whole body has not come so many seconds from now.
+
+        It is read before the key is looked at, so that whoever sends none would hold a place.
+        """
+        self._body_s = seconds
+        self._body_until = asyncio.get_running_loop().time() + seconds
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        """The next message. HTTPException where the body is too long or does not come."""
+        try:
+            async with asyncio.timeout_at(self._body_until):
+                message = await self._receive()
+        except TimeoutError:
+            # Nobody reads what may still come of it.
+            closing = {"connection": "close"}
+            error = f"the body did not come within {self._body_s:g} s"
+            raise HTTPException(408, error, closing) from None
+        if not message.get("more_body", False):
+            self._body_until = None
         self._left -= len(message.get("body", b""))
         if self._left < 0:
             raise HTTPException(413, _too_long(self._max_body))
@@ -135,7 +165,7 @@ def _too_long(max_body: int) -> str:
 
 
 def _host(header: bytes) -> str:
-    """The name in a Host header without its port."""
+    """The name in a Host header, or behind the scheme of an Origin, without its port."""
     text = header.decode("latin-1").lower()
     if text.startswith("["):
         return text[1:].partition("]")[0]

@@ -183,25 +183,28 @@ class Service:
     def take(
         self, served: Served, user: str, events: Sequence[tuple[Any, int | None]]
     ) -> UserState:
-        """The state of a user after more events, which is stored."""
+        """The state of a user after more events, which is stored; ids that are not known count."""
         retriever = served.retriever
 
-        def taken(model: str) -> UserState:
-            after: list[UserState] = []
+        def taken(model: str) -> tuple[UserState, int]:
+            after: list[tuple[UserState, int]] = []
 
             def change(data: bytes | None) -> bytes:
                 state = _state(retriever, data)
+                before = state.unknown
                 for item, time in events:
                     state = retriever.update(state, item, time=time)
                 if state.fingerprint != model:
                     raise InputError("another model took over")
-                after.append(state)
+                after.append((state, state.unknown - before))
                 return state.to_bytes()
 
             changed(self.store, user, model, change)
-            return after[-1]
+            return after[-1]  # of the try that was stored
 
-        return _in_one_model(retriever, taken)
+        state, unknown = _in_one_model(retriever, taken)
+        self.metrics.unknown(served.name, unknown)
+        return state
 
 
 def _state(retriever: Retriever, data: bytes | None) -> UserState:

@@ -1,5 +1,6 @@
 """What is asked of the service is what a retriever says of the same run."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from recsys.retrieval import Retriever
+from recsys.retrieval.service import bodies
 
 CREAMS = ["cream-1", "cream-2"]
 
@@ -67,6 +69,47 @@ def test_many_histories_get_a_list_each(client: TestClient, shop: Path):
     wanted = Retriever.load(shop / "text").recommend_batch(histories, k=4)
     assert [[item["item"] for item in one["items"]] for one in lists] == [w.items for w in wanted]
     assert client.post("/recommend/batch", json={"histories": []}).json() == {"lists": []}
+
+
+def test_a_batch_is_the_answers_to_its_histories_byte_for_byte(client: TestClient):
+    # One known history alone: scores of several at once may differ in their last digit.
+    histories = [CREAMS, [], ["unheard of"]]
+    alone = [client.post("/recommend", json={"history": one, "k": 4}) for one in histories]
+    batch = client.post("/recommend/batch", json={"histories": histories, "k": 4})
+    assert batch.content == b'{"lists":[' + b",".join(one.content for one in alone) + b"]}"
+    assert batch.headers["content-type"] == "application/json"
+
+
+def test_a_batch_asks_for_no_more_items_than_health_checks_can_wait_for(client: TestClient):
+    def ask(lists: int, k: int, **more: object) -> tuple[int, dict]:
+        answer = client.post("/recommend/batch", json={"histories": [[]] * lists, "k": k, **more})
+        return answer.status_code, answer.json()
+
+    error = "a batch asks for at most 50,000 items: lists times k, here 51 x 1,000"
+    assert ask(51, 1000) == (422, {"error": error})
+    assert ask(1000, 51)[0] == 422
+    assert ask(50, 1000)[0] == 200
+    assert ask(1000, 50, filters="item = 'cream-1'")[0] == 200
+
+
+def test_health_is_answered_while_the_answer_to_a_batch_is_written(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+):
+    begun, free = threading.Event(), threading.Event()
+    write = bodies.answer
+
+    def waits(*given: object) -> bodies.Answer:
+        begun.set()
+        assert free.wait(10)
+        return write(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bodies, "answer", waits)
+    with ThreadPoolExecutor(1) as thread:
+        batch = thread.submit(client.post, "/recommend/batch", json={"histories": [CREAMS]})
+        assert begun.wait(10)
+        assert client.get("/healthz").status_code == 200
+        free.set()
+        assert batch.result().status_code == 200
 
 
 def test_questions_that_come_together_are_answered_as_if_alone(client: TestClient, shop: Path):

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -49,6 +50,32 @@ def test_a_user_whose_events_were_reported_is_answered_as_the_history_is(client:
     wanted = client.post("/recommend", json=by_history).json()
     assert [item["item"] for item in by_user["items"]] == [item["item"] for item in wanted["items"]]
     assert by_user["model_version"] == taken["model_version"]
+
+
+def test_unknown_ids_of_events_are_counted_once_for_the_model_that_was_asked(
+    client: TestClient, monkeypatch
+):
+    def counted() -> list[str]:
+        lines = client.get("/metrics").text.splitlines()
+        return [line for line in lines if line.startswith("recsys_unknown_ids_total{")]
+
+    report(client, "ann", "lamp-1")
+    assert counted() == []
+    report(client, "ann", "unheard of", "lamp-1", "nor that")
+    assert counted() == ['recsys_unknown_ids_total{model="gru"} 2.0']
+    store, refused = client.app.state.service.store, []
+    swap = store.swap
+
+    def refuses_once(*given: Any) -> bool:
+        if not refused:
+            refused.append(given)
+            return False
+        return swap(*given)
+
+    monkeypatch.setattr(store, "swap", refuses_once)  # as where another worker came between
+    report(client, "ann", "unheard of")
+    assert len(refused) == 1
+    assert counted() == ['recsys_unknown_ids_total{model="gru"} 3.0']
 
 
 def test_a_user_without_events_is_answered_by_popularity(client: TestClient):
@@ -255,6 +282,33 @@ def test_a_run_that_takes_over_in_the_middle_of_a_request_spoils_no_state(
     take_over("gru")
     assert report(client, "ann", "lamp-2", model="now")["events"] == 1
     assert client.post("/recommend", json={"user": "ann"}).status_code == 200
+
+
+def test_a_run_that_takes_over_between_a_list_and_its_reasons_gives_both(
+    opened, shop: Path, tmp_path: Path, monkeypatch
+):
+    place = tmp_path / "now"
+    place.symlink_to(shop / "gru")
+    client = opened(place)
+    reasons, taken = Retriever.reasons, []
+
+    def late(self: Retriever, *given: Any, **named: Any) -> object:
+        if not taken:
+            place.unlink()
+            place.symlink_to(shop / "text")
+            taken.append(self.reload(place).took_over)
+        return reasons(self, *given, **named)
+
+    history = ["lamp-1", "soap-1", "soap-2"]
+    monkeypatch.setattr(Retriever, "reasons", late)
+    body = client.post("/recommend", json={"history": history, "k": 4, "reasons": True}).json()
+    assert taken == [True]
+    other = Retriever.load(shop / "text")
+    wanted = other.recommend(history, k=4)
+    assert (body["model_version"], body["model"]) == (wanted.model_version, "now")
+    assert [item["item"] for item in body["items"]] == wanted.items
+    for item, reason in zip(body["items"], reasons(other, history, wanted.items), strict=True):
+        assert (item["because"] and item["because"]["item"]) == (reason and reason.item)
 
 
 def test_a_run_whose_weights_are_no_numbers_is_refused(opened, shop: Path, tmp_path: Path):

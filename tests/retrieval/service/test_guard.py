@@ -1,10 +1,12 @@
 """Keys, limits, timeouts, logs and metrics: what stands before every request."""
 
+import asyncio
 import json
 import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -105,6 +107,42 @@ def test_without_keys_other_names_for_this_machine_are_refused(opened, keys: Pat
     assert public.get("/version", headers={"host": "shop.example"}).status_code == 200
 
 
+OTHERS = ("https://shop.example", "http://localhost.shop.example:80", "http://127.0.0.1.x", "null")
+
+
+@pytest.mark.parametrize("origin", [*OTHERS, "", "http://shop.example#127.0.0.1", "127.0.0.1"])
+def test_without_keys_a_page_of_another_site_changes_nothing(opened, origin: str):
+    client = opened()
+    before = client.get("/version").json()
+    sender = {"origin": origin, "content-type": "application/json"}
+    for path, body in (
+        ("/items/remove", {"ids": ["cream-1"]}),
+        ("/items/compact", None),
+        ("/recommend", {"history": []}),
+    ):
+        answer = client.post(path, content=json.dumps(body), headers=sender)
+        assert answer.status_code == 403
+        assert answer.json() == {"error": "without keys no page of another site may ask"}
+    assert client.get("/version").json() == before
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8017", "localhost", "[::1]:8017"])
+def test_without_keys_the_service_s_own_page_and_links_to_it_are_answered(opened, host: str):
+    client = opened()
+    page = {"host": host, "origin": f"http://{host}"}
+    assert client.post("/recommend", json={"history": []}, headers=page).status_code == 200
+    link = {"host": host, "referer": "https://shop.example/", "sec-fetch-site": "cross-site"}
+    assert client.get("/", headers=link).status_code == 200
+
+
+def test_where_a_key_is_asked_for_or_all_may_ask_a_page_may_be_of_any_site(opened, keys: Path):
+    page = {"origin": "https://shop.example"}
+    question = {"history": []}
+    for client in (opened(keys=keys), opened(host="0.0.0.0")):
+        answer = client.post("/recommend", json=question, headers={**page, **READ})
+        assert answer.status_code == 200
+
+
 def test_a_body_over_the_limit_is_refused_however_it_is_sent(opened):
     client = opened(max_body=200)
     small = client.post("/recommend", json={"history": ["cream-1"]})
@@ -146,6 +184,48 @@ def test_a_question_that_takes_too_long_is_given_up(opened, held):
     assert answer.json() == {"error": "not answered within 0.2 s"}
     free.set()
     assert client.post("/recommend", json={"history": ["cream-1"]}).status_code == 200
+
+
+def dripped(client: TestClient, path: str, body: bytes, ends: bool) -> tuple[int, dict, dict]:
+    """(status, headers, body) of the answer to a body that comes a byte each 50 ms, and then ends
+    or does not."""
+    sent: list[dict[str, Any]] = []
+    left = [bytes([byte]) for byte in body]
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.05)
+        more = len(left) > 1 or not ends
+        return {"type": "http.request", "body": left.pop(0) if left else b" ", "more_body": more}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b""}
+    asyncio.run(asyncio.wait_for(client.app({**scope, "headers": headers}, receive, send), 10))
+    return sent[0]["status"], dict(sent[0]["headers"]), json.loads(sent[1]["body"])
+
+
+@pytest.mark.parametrize("path", ["/reload", "/items"])
+def test_a_body_that_does_not_end_holds_no_place_for_good(opened, keys: Path, path: str):
+    client = opened(timeout_s=0.4, keys=keys)
+    status, headers, body = dripped(client, path, b"{", ends=False)
+    assert (status, body) == (408, {"error": "the body did not come within 0.4 s"})
+    assert headers[b"connection"] == b"close"
+    assert client.app.state.service.waiting == 0
+
+
+def test_a_change_takes_its_time_once_its_body_is_there(opened, monkeypatch):
+    client = opened(timeout_s=0.4)
+    reload = Retriever.reload
+
+    def slow(self: Retriever, run: Path) -> object:
+        time.sleep(0.6)
+        return reload(self, run)
+
+    monkeypatch.setattr(Retriever, "reload", slow)
+    status, _, body = dripped(client, "/reload", b"{}", ends=True)
+    assert (status, body["took_over"]) == (200, True)
 
 
 def test_more_than_may_wait_are_sent_away_and_health_is_answered(opened, held):
