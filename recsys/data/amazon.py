@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from recsys.data.interactions import Columns, Source
-from recsys.data.text import unbroken
+from recsys.data.text import flat, unbroken
 from recsys.errors import InputError
 
 Report = Callable[[str], None]
@@ -107,7 +108,7 @@ def _lines(path: Path) -> Iterator[str]:
             while line := file.readline(LONGEST_LINE):
                 if line.strip():
                     yield line
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
@@ -128,17 +129,9 @@ def _facts(record: dict[str, Any]) -> dict[str, Any]:
     title = _clean(record.get("title"))
     brand = _clean(record.get("brand") or record.get("store"))
     nested = record.get("categories") or record.get("category") or []
-    categories = list(dict.fromkeys(filter(None, map(_clean, _flat(nested)))))
+    categories = list(dict.fromkeys(filter(None, map(_clean, flat(nested)))))
     text = ". ".join(part for part in (title, brand, ", ".join(categories)) if part)
     return {"title": title, "brand": brand, "categories": categories, "text": text or None}
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, list):
-        for part in value:
-            yield from _flat(part)
-    else:
-        yield value
 
 
 def _clean(value: Any) -> str | None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ def combine(datasets: Sequence[SequenceDataset], report: Report) -> Path:
     """A prepared folder in the cache that holds the histories and the texts of all data sets.
 
     Users and items are called NAME:ID after their data set, so that none meet by chance. Times are
-    left out: they are in units of their own. InputError where two have one name, or one no text.
+    left out: they are in units of their own. So are given test sets, which nothing may learn from;
+    items that only they have stay, counted 0 times. InputError where two have one name, or one no
+    text.
     """
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
@@ -34,11 +37,28 @@ def combine(datasets: Sequence[SequenceDataset], report: Report) -> Path:
     digest = hashlib.sha256(json.dumps([d.fingerprint for d in datasets]).encode())
     for dataset in datasets:  # a fingerprint leaves texts out
         digest.update(content(dataset.catalogue))
+        if dataset.test_users:  # another folder than when test sequences were not left out
+            digest.update(f"without {dataset.test_users} test sequences\n".encode())
+            report(f"{dataset.name}: {dataset.test_users:,} sequences of its test set take no part")
     folder = cache_dir() / "prepared" / f"{'+'.join(names)}-{digest.hexdigest()[:12]}"
     if kept(folder, report) is None:
         with folder_written_whole(folder) as aside:
-            _write(aside, datasets, report)
+            _write(aside, [_without_test(dataset) for dataset in datasets], report)
     return folder
+
+
+def _without_test(dataset: SequenceDataset) -> SequenceDataset:
+    """The data set without its given test set, whose sequences stand last; the catalogue whole."""
+    users = len(dataset) - dataset.test_users
+    end = int(dataset.offsets[users])
+    return replace(
+        dataset,
+        items=dataset.items[:end],
+        offsets=dataset.offsets[: users + 1],
+        timestamps=None if dataset.timestamps is None else dataset.timestamps[:end],
+        users=dataset.users[:users],
+        info={**dataset.info, "test_users": 0},
+    )
 
 
 def _write(folder: Path, datasets: Sequence[SequenceDataset], report: Report) -> None:

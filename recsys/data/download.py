@@ -6,10 +6,12 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from recsys.errors import WorkError
+from recsys.whole import held_alone
 
 CHUNK = 1 << 18
 TIMEOUT_SECONDS = 60
@@ -22,8 +24,28 @@ def download(
 
     Raises WorkError when the server does not answer, does not have the file, stops in the middle
     (what came is kept for the next try), or sends something else than `md5` says (it is discarded).
+    InputError while another process downloads it.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with fetched_alone(target):
+        return _download(url, target, md5, report)
+
+
+@contextmanager
+def fetched_alone(target: Path) -> Iterator[None]:
+    """Keep other processes from fetching a file or folder as long as the block.
+
+    InputError where another process does. Two that wrote to one part would leave it damaged.
+    """
+    lock = target.with_name(f"{target.name}.lock")
+    taken = f"{target} is being downloaded by another process: wait for that, then try again"
+    with held_alone(lock, taken):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _download(url: str, target: Path, md5: str | None, report: Callable[[str], None]) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         _fetch(url, part, report)

@@ -1,25 +1,22 @@
 """Reading logs: what a file is, which columns hold an interaction, and its rows in file order."""
 
-import csv
 import glob
 import gzip
-import json
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import pyarrow as pa
 
+from recsys.data.heads import delimiter_of, head_of, header_of, json_names, quote_of
 from recsys.data.interactions import Columns, Format, Source
+from recsys.data.kinds import in_kinds, kinds_of_all
 from recsys.errors import InputError, nearest
 
 Report = Callable[[str], None]
-NAMING_RECORDS = 100
-"""JSON lines whose keys are the columns."""
 
 FORMATS: dict[str, Format] = {
     ".csv": "csv",
@@ -78,7 +75,7 @@ def source_from_path(path: Path, columns: Columns = Columns()) -> Source:
         )
     (kind,) = kinds
     delimiter = None
-    if kind == "sequences" and any(mark in _first_line(files[0]) for mark in "\t,;|"):
+    if kind == "sequences" and any(mark in head_of(files[0])[1] for mark in "\t,;|"):
         kind = "csv"
     return Source(_stem(path), files, format=kind, delimiter=delimiter, columns=columns)
 
@@ -96,15 +93,23 @@ def source_from_table(table: Any, columns: Columns, name: str) -> Source:
         if not table.columns.is_unique:
             raise InputError(f"the DataFrame has columns of one name: {list(table.columns)}")
         try:
-            table = pa.Table.from_pandas(table, preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:  # a column of mixed Python types
-            mixed = [name for name in table.columns if table[name].dtype == object]
-            table = pa.Table.from_pandas(
-                table.astype(dict.fromkeys(mixed, str)), preserve_index=False
-            )
-            if not mixed:
-                raise InputError(f"the DataFrame cannot be read: {error}") from None
+            table = _table_of(table)
+        except pa.ArrowException as error:
+            raise InputError(f"the DataFrame cannot be read: {error}") from None
     return Source(name, table=table, columns=columns)
+
+
+def _table_of(frame: Any) -> pa.Table:
+    """A DataFrame as an Arrow table, columns of mixed Python types as texts."""
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        texts = frame.copy(deep=False)
+        for name in frame.columns:
+            if frame[name].dtype == object:
+                # Not astype: pandas 2 would make a user called "None" of a missing one.
+                texts[name] = frame[name].map(str, na_action="ignore")
+        return pa.Table.from_pandas(texts, preserve_index=False)
 
 
 def read_rows(con: Any, source: Source, wish: Columns, report: Report) -> Any:
@@ -114,30 +119,40 @@ def read_rows(con: Any, source: Source, wish: Columns, report: Report) -> Any:
     Raises InputError that names the file and line where one cannot be read.
     """
     if source.table is not None:
-        if source.table.num_rows == 0:
-            raise InputError(f"{source.name} is empty: it has no rows")
-        columns = choose_columns(source.table.column_names, source, wish, report)
-        used = [name for name in (columns.user, columns.item, columns.timestamp) if name]
-        # Handed to DuckDB itself: Ibis 12 clears up behind an Arrow table in words DuckDB 2
-        # refuses.
-        for name in used:
-            if pa.types.is_duration(source.table.schema.field(name).type):
-                raise InputError(f"column {name!r} of {source.name} holds durations")
-        with _readable(source.name):
-            con.con.from_arrow(source.table.select(list(dict.fromkeys(used)))).create("part_0")
-        return _numbered(con.table("part_0"), columns, 0)
+        return _rows_of_table(con, source, source.table, wish, report)
     for file in source.parts:
         if not file.exists():
             raise InputError(f"{file} does not exist")
         if file.stat().st_size == 0:
             raise InputError(f"{file} is empty")
-    rows = None
+    parts = []
     for number, file in enumerate(source.parts):
         with _readable(file):
-            part = _read_file(con, source, file, wish, number, report if number == 0 else _quiet)
-            part = con.create_table(f"part_{number}", part, temp=True)
-        rows = part if rows is None else rows.union(part)
-    return rows
+            said = report if number == 0 else _quiet
+            parts.append(_read_file(con, source, file, wish, number, said))
+    kinds = kinds_of_all(source.parts, parts)
+    for number, (file, part) in enumerate(zip(source.parts, parts, strict=True)):
+        with _readable(file):
+            if number == 0:
+                con.create_table("parts", in_kinds(part, kinds), temp=True)
+            else:
+                con.insert("parts", in_kinds(part, kinds))
+    return con.table("parts")
+
+
+def _rows_of_table(con: Any, source: Source, table: pa.Table, wish: Columns, report: Report) -> Any:
+    if table.num_rows == 0:
+        raise InputError(f"{source.name} is empty: it has no rows")
+    columns = choose_columns(table.column_names, source, wish, report)
+    used = [name for name in (columns.user, columns.item, columns.timestamp) if name]
+    for name in used:
+        if pa.types.is_duration(table.schema.field(name).type):
+            raise InputError(f"column {name!r} of {source.name} holds durations")
+    # Handed to DuckDB itself: Ibis 12 clears up behind an Arrow table in words DuckDB 2 refuses.
+    with _readable(source.name):
+        con.con.from_arrow(table.select(list(dict.fromkeys(used)))).create("part_0")
+    rows = _numbered(con.table("part_0"), columns, 0)
+    return in_kinds(rows, {name: rows[name].type() for name in rows.columns if name != "row"})
 
 
 def choose_columns(names: list[str], source: Source, wish: Columns, report: Report) -> Columns:
@@ -175,7 +190,7 @@ def choose_columns(names: list[str], source: Source, wish: Columns, report: Repo
 def _read_file(
     con: Any, source: Source, file: Path, wish: Columns, number: int, report: Report
 ) -> Any:
-    """One file as an ibis expression with user, item, time and row."""
+    """One file as an ibis expression with user, item, time where it has one, and row."""
     if file.suffix == ".gz":
         _check_gzip(file)
     if source.format == "sequences":
@@ -188,7 +203,7 @@ def _read_file(
         table = con.read_parquet(_as_pattern(file), hive_partitioning=False)
         return _numbered(table, choose_columns(list(table.columns), source, wish, report), number)
     if source.format == "json":
-        names = _json_names(file)
+        names = json_names(file)
         columns = choose_columns(names, source, wish, report)
         used = [name for name in (columns.user, columns.item, columns.timestamp) if name]
         table = con.read_json(
@@ -198,18 +213,27 @@ def _read_file(
             hive_partitioning=False,
         )
         return _numbered(table, columns, number)
-    delimiter = source.delimiter or _delimiter(_first_line(file, source.encoding))
-    header = source.header or _header(file, _first_line(file, source.encoding), delimiter)
+    return _delimited(con, source, file, wish, number, report)
+
+
+def _delimited(
+    con: Any, source: Source, file: Path, wish: Columns, number: int, report: Report
+) -> Any:
+    blank, line = head_of(file, source.encoding)
+    delimiter = source.delimiter or delimiter_of(line)
+    header = source.header or header_of(file, line, delimiter)
     columns = choose_columns(list(header), source, wish, report)
+    quote = quote_of(line if source.header is None else "", delimiter)
     table = con.read_csv(
         _as_pattern(file),
         hive_partitioning=False,
         sep=delimiter,
         header=source.header is None,
+        skip=blank,  # or a blank line would be the header, and the header a row
         columns=dict.fromkeys(header, "VARCHAR"),
         auto_detect=False,
-        quote='"' if len(delimiter) == 1 else "",
-        escape='"' if len(delimiter) == 1 else "",
+        quote=quote,
+        escape=quote,
         strict_mode=True,
     )
     return _numbered(table, columns, number)
@@ -221,12 +245,12 @@ def _as_pattern(file: Path) -> str:
 
 
 def _numbered(table: Any, columns: Columns, number: int) -> Any:
-    """The three columns under their own names, and each row's place in the log."""
+    """User, item and, where there is one, time under these names; each row's place in the log."""
     import ibis
 
-    time = table[columns.timestamp] if columns.timestamp else ibis.null("int64")
+    names = {"user": columns.user, "item": columns.item, "time": columns.timestamp}
     row = ibis.row_number().cast("int64") + (number << 40)
-    return table.select(user=table[columns.user], item=table[columns.item], time=time, row=row)
+    return table.select(**{role: table[name] for role, name in names.items() if name}, row=row)
 
 
 def _sequences(con: Any, file: Path, number: int) -> Any:
@@ -299,56 +323,6 @@ def _check_gzip(file: Path) -> None:
             ) from None
 
 
-def _opened(file: Path) -> IO[bytes]:
-    """The bytes of a file, or of what it holds compressed."""
-    return cast(IO[bytes], gzip.open(file)) if file.suffix == ".gz" else open(file, "rb")
-
-
-def _first_line(file: Path, encoding: str = "utf-8") -> str:
-    try:
-        with _opened(file) as stream:
-            for line in stream:
-                if line.strip():
-                    return line.decode(encoding).rstrip("\r\n").removeprefix("\ufeff")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{file} cannot be read: {error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not {encoding} text: {error}") from None
-    raise InputError(f"{file} is empty")
-
-
-def _json_names(file: Path) -> list[str]:
-    """The keys of the first records: not every one need have a time."""
-    line = _first_line(file)
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{file}, line 1 is not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{file}, line 1 is not a JSON object: {line[:80]}")
-    with _opened(file) as stream:
-        for later in islice(stream, NAMING_RECORDS):
-            with suppress(ValueError):  # a line that is broken is named where it is read
-                found = json.loads(later)
-                record |= found if isinstance(found, dict) else {}
-    return list(record)
-
-
-def _delimiter(line: str) -> str:
-    return max(("\t", ",", ";", "|", "::"), key=lambda mark: (line.count(mark), mark == ","))
-
-
-def _header(file: Path, line: str, delimiter: str) -> tuple[str, ...]:
-    if len(delimiter) == 1:  # a quoted name may hold it
-        parts = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-    else:
-        parts = line.split(delimiter)
-    names = tuple(name.strip().strip('"') for name in parts)
-    if len(set(names)) != len(names) or not all(names):
-        raise InputError(f"{file}: the first line must name each column once, got {line[:120]!r}")
-    return names
-
-
 def _plain(name: str) -> str:
     """A column name as it is compared with guesses: `user_id:token` and `userId` are `userid`."""
     return name.partition(":")[0].lower().replace("_", "").replace("-", "").replace(" ", "")
@@ -359,7 +333,10 @@ def _suffix(file: Path) -> str:
 
 
 def _stem(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).stem or path.name
+    """What a log is called after its path. Runs are called after it too: it is no path itself."""
+    name = path.resolve().name if path.name in ("", "..") else path.name
+    stem = Path(name.removesuffix(".gz")).stem
+    return (name if stem in ("", ".", "..") else stem).replace("\\", "-")
 
 
 def _quiet(text: str) -> None:

@@ -6,13 +6,13 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from recsys.data.text import FIRST, Report, unbroken
+from recsys.data.text import FIRST, Report, flat, unbroken
 from recsys.errors import InputError, nearest
 
 ID_COLUMNS = ("item", "item_id", "itemid", "id", "asin", "parent_asin", "product_id", "sku")
@@ -131,7 +131,7 @@ def _kind(name: str, values: list[Any]) -> Kind:
     if any(isinstance(value, dict) for value in said):
         return "nested"
     listed = sum(isinstance(value, list) for value in said)
-    parts = [part for value in said for part in _flat(value)]
+    parts = [part for value in said for part in flat(value)]
     if listed not in (0, len(said)) or any(isinstance(part, dict) for part in parts):
         return "nested"
     if all(not isinstance(part, str) or _NUMBER.fullmatch(part.strip()) for part in parts):
@@ -153,15 +153,9 @@ def _kind(name: str, values: list[Any]) -> Kind:
 
 
 def _is_blank(value: Any) -> bool:
-    return value is None or value != value or value == [] or str(value).strip() == ""
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, list):
-        for part in value:
-            yield from _flat(part)
-    else:
-        yield value
+    if isinstance(value, list | dict):  # which may be too deep to be written as a text
+        return value == []
+    return value is None or value != value or str(value).strip() == ""
 
 
 def _texts(values: list[Any]) -> pa.Array:
@@ -199,7 +193,7 @@ def _number(value: Any) -> int | float:
 def _lists(values: list[Any]) -> pa.Array:
     """Lists of texts, nested ones made flat; null for an empty one."""
     lists = [
-        [unbroken(str(part)) for part in _flat(value) if not _is_blank(part)] for value in values
+        [unbroken(str(part)) for part in flat(value) if not _is_blank(part)] for value in values
     ]
     return pa.array([parts or None for parts in lists], pa.list_(pa.string()))
 
@@ -219,7 +213,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode("utf-8-sig")
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if name.endswith((".json", ".jsonl", ".ndjson")):
         return _json_rows(path, text)
@@ -234,7 +228,7 @@ def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} is not a JSON object: {line[:80]}")

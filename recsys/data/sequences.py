@@ -21,6 +21,8 @@ import pyarrow as pa
 from recsys.errors import InputError
 
 FORMAT_VERSION = 1
+BLOCK = 1 << 22
+"""Times that are looked through at once."""
 
 
 @dataclass(frozen=True)
@@ -82,26 +84,7 @@ class SequenceDataset:
     def load(cls, folder: str | Path) -> "SequenceDataset":
         """Open a prepared folder without reading the sequences into memory."""
         folder = Path(folder)
-        try:
-            info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(
-                f"{folder} is not a prepared data set: it has no dataset.json"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{folder / 'dataset.json'} is damaged: {error}; prepare it again"
-            ) from None
-        found = info.get("format") if isinstance(info, dict) else None
-        if found != FORMAT_VERSION:
-            raise InputError(
-                f"{folder} has data set format {found!r}, this version reads"
-                f" {FORMAT_VERSION}; prepare it again"
-            )
-        if "fingerprint" not in info:
-            raise InputError(
-                f"{folder / 'dataset.json'} is damaged: it has no fingerprint; prepare it again"
-            )
+        info = _description(folder)
         try:
             with pa.memory_map(str(folder / "sequences.arrow")) as source:
                 table = pa.ipc.open_file(source).read_all()
@@ -110,14 +93,17 @@ class SequenceDataset:
             import pyarrow.parquet as pq
 
             catalogue = pq.ParquetFile(folder / "items.parquet").read()
+            # Arrow trusts a file: a text's place beyond its buffer would be read from elsewhere.
+            for part in (table, catalogue):
+                part.validate(full=True)
+            _check_columns(table, catalogue, str(folder))
+            dataset = cls(**_columns(table), catalogue=catalogue, info=info)
         except FileNotFoundError as error:
             raise InputError(
                 f"{folder} is incomplete: {error.filename or error}; prepare it again"
             ) from None
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{folder} is damaged: {error}; prepare it again") from None
-        _check_columns(table, catalogue, str(folder))
-        dataset = cls(**_columns(table), catalogue=catalogue, info=info)
         dataset.check(str(folder))
         return dataset
 
@@ -165,11 +151,51 @@ class SequenceDataset:
             )
         if self.timestamps is not None and len(self.timestamps) != len(self.items):
             raise InputError(f"{where} is damaged: it has not one time an item; prepare it again")
+        if self.timestamps is not None and _fall(self.timestamps, self.offsets):
+            raise InputError(
+                f"{where} is damaged: its times fall within a sequence; prepare it again"
+            )
         if not isinstance(self.test_users, int) or not 0 <= self.test_users < len(self):
             raise InputError(
                 f"{where} is damaged: test_users is {self.test_users!r} of {len(self)} sequences;"
                 " prepare it again"
             )
+
+
+def _description(folder: Path) -> dict:
+    """The contents of dataset.json. InputError where it is not what this version writes."""
+    file = folder / "dataset.json"
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{folder} is not a prepared data set: it has no dataset.json") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged: {error}; prepare it again") from None
+    found = info.get("format") if isinstance(info, dict) else None
+    if found != FORMAT_VERSION:
+        raise InputError(
+            f"{folder} has data set format {found!r}, this version reads {FORMAT_VERSION};"
+            " prepare it again"
+        )
+    if "fingerprint" not in info:
+        raise InputError(f"{file} is damaged: it has no fingerprint; prepare it again")
+    # Runs and other data sets are called after it: it must not lead out of their folder.
+    name = info.get("name", "")
+    if not isinstance(name, str) or name in (".", "..") or any(mark in name for mark in "/\\\0"):
+        raise InputError(
+            f"{file} is damaged: its name is {name!r}, which is no name of a file; prepare it again"
+        )
+    return info
+
+
+def _fall(times: np.ndarray, offsets: np.ndarray) -> bool:
+    """Whether a time is below the one before it of the same user."""
+    for start in range(0, len(times) - 1, BLOCK):  # a mask of all of them may be too large
+        block = times[start : start + BLOCK + 1]
+        falls = np.flatnonzero(block[1:] < block[:-1]) + start + 1
+        if (offsets[np.searchsorted(offsets, falls)] != falls).any():
+            return True
+    return False
 
 
 def _check_columns(table: pa.Table, catalogue: pa.Table, where: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.data import amazon, movielens, sample
-from recsys.data.download import download
+from recsys.data.download import download, fetched_alone
 from recsys.data.formats import source_from_path
 from recsys.data.interactions import Columns, Source
 from recsys.errors import InputError, WorkError, nearest
@@ -183,11 +183,15 @@ def _amazon(name: str, year: int, category: str | None, report: Report) -> Sourc
         )
     reviews_file = _find(files[0].removesuffix(".gz"))
     meta_file = _find(files[1].removesuffix(".gz"))
+    folder, wanted = cache_dir() / f"amazon-{year}", " and ".join(files)
+    reviews_url, meta_url = (
+        f"{AMAZON[year]}/{place}{file}" for place, file in zip(places, files, strict=True)
+    )
     if reviews_file is None:
-        folder = cache_dir() / f"amazon-{year}"
-        urls = [f"{AMAZON[year]}/{place}{file}" for place, file in zip(places, files, strict=True)]
-        targets = [folder / file for file in files]
-        reviews_file, meta_file = _fetched(name, urls, targets, " and ".join(files), report)
+        reviews_file = _fetched(name, reviews_url, folder / files[0], wanted, report)
+    # Reviews of the user's own may have no titles; those downloaded have, if not at the first try.
+    if meta_file is None and reviews_file.parent.resolve() == folder.resolve():
+        meta_file = _fetched(name, meta_url, folder / files[1], wanted, report)
     return amazon.source(name, year, reviews_file, meta_file, report)
 
 
@@ -218,19 +222,26 @@ def _movielens(name: str, report: Report) -> Source:
                 name, {**found, **({"films": films} if films else {})}, report
             )
     if ratings is None:
-        archive = cache_dir() / f"{release.folder}.zip"
-        url = f"{GROUPLENS}/{release.folder}.zip"
-        sum_file = archive.with_suffix(".zip.md5")
-        wanted = f"{release.ratings} and {release.films} into a folder {release.folder}"
-        _fetched(name, [f"{url}.md5"], [sum_file], wanted, report)
-        checksum = re.search(r"\b[0-9a-f]{32}\b", sum_file.read_text(errors="replace"))
-        _fetched(name, [url], [archive], wanted, report, checksum[0] if checksum else None)
-        folder = cache_dir() / release.folder
-        ratings, films = (
-            _extract(archive, folder, file) for file in (release.ratings, release.films)
-        )
-        archive.unlink()
+        ratings, films = _unpacked(name, release, report)
     return movielens.source(name, ratings, films, report)
+
+
+def _unpacked(name: str, release: MovieLens, report: Report) -> tuple[Path, Path]:
+    """(ratings, films) of a release, from its publisher's archive."""
+    folder = cache_dir() / release.folder
+    archive = cache_dir() / f"{release.folder}.zip"
+    sum_file = archive.with_suffix(".zip.md5")
+    url = f"{GROUPLENS}/{release.folder}.zip"
+    wanted = f"{release.ratings} and {release.films} into a folder {release.folder}"
+    with fetched_alone(folder):
+        _fetched(name, f"{url}.md5", sum_file, wanted, report)
+        checksum = re.search(r"\b[0-9a-f]{32}\b", sum_file.read_text(errors="replace"))
+        _fetched(name, url, archive, wanted, report, checksum[0] if checksum else None)
+        # Ratings last: where they are found, nothing is fetched again.
+        films = _extract(archive, folder, release.films)
+        ratings = _extract(archive, folder, release.ratings)
+        archive.unlink()
+    return ratings, films
 
 
 def _find(file: str, folder: str | None = None) -> Path | None:
@@ -247,19 +258,11 @@ def _find(file: str, folder: str | None = None) -> Path | None:
 
 
 def _fetched(
-    name: str,
-    urls: list[str],
-    targets: list[Path],
-    wanted: str,
-    report: Report,
-    md5: str | None = None,
-) -> list[Path]:
-    """Download each URL; where that fails, say which files (`wanted`) to put where by hand."""
+    name: str, url: str, target: Path, wanted: str, report: Report, md5: str | None = None
+) -> Path:
+    """Download a file; where that fails, say which files (`wanted`) to put where by hand."""
     try:
-        return [
-            download(url, target, md5=md5, report=report)
-            for url, target in zip(urls, targets, strict=True)
-        ]
+        return download(url, target, md5=md5, report=report)
     except WorkError as error:
         raise WorkError(
             f"{error}\nTo use {name} by hand put {wanted} in $RECSYS_DATA or {cache_dir()}."

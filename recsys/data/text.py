@@ -3,8 +3,9 @@
 import importlib.util
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -110,6 +111,17 @@ def is_text(field: pa.Field) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """What lists in lists hold, in order, however deep they are; a value alone is itself."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += reversed(part)
+        else:
+            yield part
 
 
 def unbroken(text: str) -> str:

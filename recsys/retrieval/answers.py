@@ -11,10 +11,14 @@ from recsys.batch import Batch
 from recsys.errors import InputError
 from recsys.models.base import SequenceModel
 from recsys.retrieval.diversity import diversified
-from recsys.retrieval.histories import encoded, pairs
+from recsys.retrieval.histories import batch_of, encoded, pairs
 from recsys.retrieval.snapshot import Recommendations, Snapshot
 
 Score = Literal["product", "probability"]
+SCORES = 2**24
+"""Scores in memory at a time, 64 MB: a thousand histories over a million items would take 4 GB."""
+FEWEST = 64
+"""Histories scored at a time, at least: their scores are no larger than a catalogue's vectors."""
 POOL = 10
 """Candidates for each of the k places where a list is to be diverse, and at least 100."""
 
@@ -68,14 +72,31 @@ def wish_of(
     return Wish(k, hidden, exclude_seen, now.allowed(filters, named), float(diversity), score)
 
 
-def answers_to_batch(
+def answers_to_histories(
+    now: Snapshot,
+    histories: Sequence[list[int]],
+    times: Sequence[list[int]] | None,
+    unknown: Sequence[list[Any]],
+    wish: Wish,
+) -> list[Recommendations]:
+    """A list for each history of item numbers, of which there are some, and times like them."""
+    size = max(FEWEST, SCORES // (len(now.vocab) + 1))
+    found = []
+    for first in range(0, len(histories), size):
+        part = slice(first, first + size)
+        moments = None if times is None else list(times[part])
+        batch = batch_of(list(histories[part]), moments, now.model.max_len)
+        found += _answers_to_batch(now, batch, histories[part], unknown[part], wish)
+    return found
+
+
+def _answers_to_batch(
     now: Snapshot,
     batch: Batch,
     histories: Sequence[Sequence[int]],
     unknown: Sequence[list[Any]],
     wish: Wish,
 ) -> list[Recommendations]:
-    """A list for each history of a batch; `histories` are all their items."""
     if isinstance(now.model, SequenceModel):
         return answers(now, now.query(batch), histories, unknown, wish)
     seen = pairs(histories, wish.hidden, wish.exclude_seen)

@@ -16,7 +16,7 @@ from recsys.data.vocab import Vocab
 from recsys.errors import InputError
 from recsys.models.base import Recommender
 from recsys.retrieval import user_state
-from recsys.retrieval.answers import Score, alike, answers, answers_to_batch, popular, wish_of
+from recsys.retrieval.answers import Score, alike, answers, answers_to_histories, popular, wish_of
 from recsys.retrieval.catalogue import Catalogue
 from recsys.retrieval.histories import batch_of, encoded, times_of_known
 from recsys.retrieval.lookup import Found
@@ -179,13 +179,9 @@ class Retriever:
         wish = wish_of(now, k, exclude, exclude_seen, allow, filters, diversity, score)
         rows = [encoded(now.vocab, "a history", history, Sequence) for history in histories]
         known = [items for items, _ in rows if items]
+        missed = [unknown for items, unknown in rows if items]
         moments = None if times is None else times_of_known(now.vocab, histories, times)
-        found = []
-        if known:
-            batch = batch_of(known, moments, now.model.max_len)
-            missed = [unknown for items, unknown in rows if items]
-            found = answers_to_batch(now, batch, known, missed, wish)
-        places = iter(found)
+        places = iter(answers_to_histories(now, known, moments, missed, wish))
         return [next(places) if items else popular(now, unknown, wish) for items, unknown in rows]
 
     def recommend_items(

@@ -1,13 +1,15 @@
 """Several data sets as one."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from recsys.data.cache import content
 from recsys.data.combine import combine
-from recsys.data.formats import source_from_table
+from recsys.data.formats import source_from_path, source_from_table
 from recsys.data.interactions import Columns
 from recsys.data.prepare import DataConfig, prepare
 from recsys.data.sequences import SequenceDataset
@@ -46,6 +48,37 @@ def test_histories_and_texts_stand_one_after_the_other(tmp_path: Path):
         ["two:b", "two:c"],
     ]
     assert combine(parts, print) == combine(parts[:], print)
+
+
+def test_given_test_sequences_take_no_part(tmp_path: Path):
+    """On sessions i=(a, b), j=(b, c) and a test set of (c, a, d)."""
+    log, held_out, items = (tmp_path / name for name in ("log.txt", "held_out.txt", "items.csv"))
+    log.write_text("a b\nb c\n")
+    held_out.write_text("c a d\n")
+    items.write_text("item,title\n" + "".join(f"{item},thing {item}\n" for item in "abcd"))
+    config = DataConfig(items=str(items), sessions="lines", test=str(held_out))
+    tested = prepare(source_from_path(log), tmp_path / "log", config, report=print)
+    assert tested.test_users == 1
+    other, said = made(tmp_path, "other"), []
+    folder = combine([tested, other], said.append)
+    whole = SequenceDataset.load(folder)
+    assert whole.users.to_pylist() == ["log:1", "log:2", "other:u", "other:v"]
+    assert whole.test_users == 0
+    raw = whole.catalogue["item"].to_pylist()
+    assert [raw[item - 1] for item in whole.items[:4]] == ["log:a", "log:b", "log:b", "log:c"]
+    counts = dict(zip(raw, whole.catalogue["count"].to_pylist(), strict=True))
+    assert [counts[f"log:{item}"] for item in "abcd"] == [1, 2, 1, 0]
+    assert (whole.info["users"], whole.info["interactions"]) == (4, 8)
+    assert sum("test" in text for text in said) == 1
+    assert "log: 1 sequences of its test set take no part" in said
+    # Folders that held them were called by the fingerprints and the texts alone.
+    digest = hashlib.sha256(json.dumps([tested.fingerprint, other.fingerprint]).encode())
+    for dataset in (tested, other):
+        digest.update(content(dataset.catalogue))
+    assert not folder.name.endswith(digest.hexdigest()[:12])
+    folder = combine([other], print)
+    digest = hashlib.sha256(json.dumps([other.fingerprint]).encode() + content(other.catalogue))
+    assert folder.name == f"other-{digest.hexdigest()[:12]}"
 
 
 def test_data_sets_of_one_name_or_without_text_are_refused(tmp_path: Path):

@@ -4,17 +4,19 @@ import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from recsys.data.download import download
-from recsys.errors import WorkError
+from recsys.errors import InputError, WorkError
 
 CONTENT = bytes(range(256)) * 3000
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """/whole serves the file, /cut stops half-way through it, /plain knows no ranges."""
+    """/whole serves the file, /cut stops half-way through it, /plain knows no ranges, /slow goes on
+    when it may."""
 
     def do_GET(self) -> None:
         if self.path == "/missing":
@@ -32,6 +34,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if self.path == "/slow":
+            self.wfile.write(body[:1000])
+            self.server.begun.set()
+            self.server.may_go_on.wait(timeout=10)
+            body = body[1000:]
         cut = self.path == "/cut" and not self.server.mended
         self.wfile.write(body[: len(body) // 2] if cut else body)
 
@@ -43,6 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server() -> Iterator[http.server.HTTPServer]:
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     server.mended, server.starts = False, []
+    server.begun, server.may_go_on = threading.Event(), threading.Event()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -82,6 +90,21 @@ def test_a_part_longer_than_the_file_is_thrown_away(server, tmp_path):
     (tmp_path / "file.part").write_bytes(CONTENT + b"more")
     download(address(server, "/whole"), tmp_path / "file", report=print)
     assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_file_that_another_process_downloads_is_left_to_it(server, tmp_path):
+    target, url = tmp_path / "file", address(server, "/slow")
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(download, url, target, report=print)
+        assert server.begun.wait(timeout=10)
+        with pytest.raises(InputError, match="file is being downloaded by another process"):
+            download(url, target, report=print)
+        server.may_go_on.set()
+        assert first.result() == target
+    assert target.read_bytes() == CONTENT
+    assert server.starts == [0]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert download(url, target, report=print) == target
 
 
 def test_a_wrong_checksum_discards_what_came(server, tmp_path):

@@ -19,6 +19,8 @@ from recsys.data.sources import resolve
 from recsys.data.split import SplitConfig, split
 from recsys.errors import InputError
 
+DAMAGED = gzip.compress(b"")[:10] + b"\x07" * 99
+"""A gzip header, and behind it a block of a kind that there is not."""
 ROWS = [
     {"id": "7", "title": "Cream, rich", "price": 3, "tags": ["face", "skin"], "text": "soft"},
     {"id": "8", "title": None, "price": 4, "tags": [], "text": "hard"},
@@ -185,6 +187,7 @@ def test_other_alphabets_long_texts_and_broken_characters_are_read(tmp_path: Pat
         ("i.csv", "id,title\n,a\n", "names no item in its column 'id'"),
         ("i.jsonl", '{"id": 1}\n{', "line 2 is not JSON"),
         ("i.jsonl", "[1]\n", "line 1 is not a JSON object"),
+        ("i.jsonl", '{"id": 1, "a": ' + "[" * 100_000, "line 1 is not JSON: .*recursion"),
         ("i.parquet", "x", "cannot be read as Parquet"),
         ("i.csv.gz", "x", "cannot be read"),
     ],
@@ -192,6 +195,13 @@ def test_other_alphabets_long_texts_and_broken_characters_are_read(tmp_path: Pat
 def test_a_broken_table_is_refused_with_the_place(tmp_path: Path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
+        read_item_table(tmp_path / name, None, quiet)
+
+
+@pytest.mark.parametrize("name", ["i.csv.gz", "i.jsonl.gz"])
+def test_a_compressed_table_that_is_damaged_inside_is_refused(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(DAMAGED)
+    with pytest.raises(InputError, match=rf"{name} cannot be read: .*decompressing"):
         read_item_table(tmp_path / name, None, quiet)
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys.data import sequences
 from recsys.data.sequences import FORMAT_VERSION, SequenceDataset, fingerprint, write_sequences
 from recsys.errors import InputError
 
@@ -182,6 +183,39 @@ def catalogue_without_ids(folder: Path) -> None:
     pq.write_table(pa.table({"count": [2, 2, 1]}), folder / "items.parquet")
 
 
+def json_of_endless_depth(folder: Path) -> None:
+    (folder / "dataset.json").write_text("[" * 100_000)
+
+
+def name_that_is_no_text(folder: Path) -> None:
+    named(folder, 5)
+
+
+NO_TEXT = pa.array([b"\xff", b"b", b"c"]).view(pa.string())
+
+
+def a_user_that_is_no_text(folder: Path) -> None:
+    rewrite(folder, {"user": NO_TEXT, "items": lists([[1, 2], [], [3, 2, 1]], pa.int32())})
+
+
+def a_user_beyond_the_texts(folder: Path) -> None:
+    """The file says that the text of the second user begins far behind all texts."""
+    file = folder / "sequences.arrow"
+    data = file.read_bytes()
+    sound, harmed = (np.array([0, 1, n, n + 1], dtype=np.int32).tobytes() for n in (2, 2**30))
+    start = data.rindex(sound, 0, data.index(b"abc"))  # the places lie before the texts
+    file.write_bytes(data[:start] + harmed + data[start + len(sound) :])
+
+
+def an_item_that_is_no_text(folder: Path) -> None:
+    pq.write_table(pa.table({"item": NO_TEXT, "count": [2, 2, 1]}), folder / "items.parquet")
+
+
+def times_that_fall_within_a_user(folder: Path) -> None:
+    times = np.array([10, 11, 5, 9, 8])
+    write_sequences(folder / "sequences.arrow", USERS, ITEMS, OFFSETS, times)
+
+
 def nothing_at_all(folder: Path) -> None:
     shutil.rmtree(folder)
 
@@ -215,6 +249,12 @@ def a_file_instead(folder: Path) -> None:
         no_catalogue,
         damaged_catalogue,
         catalogue_without_ids,
+        json_of_endless_depth,
+        name_that_is_no_text,
+        a_user_that_is_no_text,
+        a_user_beyond_the_texts,
+        an_item_that_is_no_text,
+        times_that_fall_within_a_user,
         nothing_at_all,
         a_file_instead,
     ],
@@ -224,6 +264,48 @@ def test_a_damaged_folder_is_refused_by_name(folder: Path, harm: Callable[[Path]
     with pytest.raises(InputError, match=folder.name) as refusal:
         SequenceDataset.load(folder)
     assert str(refusal.value).count("\n") <= 1
+
+
+def named(folder: Path, name: object) -> None:
+    file = folder / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "name": name}))
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "a/b", "a\\b", "a\0b", ".", ".."])
+def test_a_name_that_leads_elsewhere_is_refused(folder: Path, name: str):
+    named(folder, name)
+    with pytest.raises(InputError, match=r"dataset\.json is damaged: its name is .*"):
+        SequenceDataset.load(folder)
+
+
+@pytest.mark.parametrize("name", ["amazon2018:Gift_Cards", "one+two", "..b", "my log.v2", "café"])
+def test_a_name_of_a_file_is_read(folder: Path, name: str):
+    named(folder, name)
+    assert SequenceDataset.load(folder).name == name
+
+
+def test_times_fall_from_one_user_to_the_next_alone():
+    offsets = np.array([0, 0, 3, 3, 5, 6, 6])
+    sound = np.array([7, 7, 9, 1, 2, 0])
+    items = np.ones(6, dtype=np.int32)
+    SequenceDataset.from_arrays(items, offsets, sound).check("here")
+    for place in (1, 2, 4):
+        fallen = sound.copy()
+        fallen[place] = sound[place - 1] - 1
+        with pytest.raises(InputError, match="here is damaged: its times fall within a sequence"):
+            SequenceDataset.from_arrays(items, offsets, fallen).check("here")
+
+
+def test_times_are_looked_through_block_by_block(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sequences, "BLOCK", 3)
+    items, offsets = np.ones(10, dtype=np.int32), np.array([0, 6, 10])
+    sound = np.array([0, 1, 2, 3, 4, 5, 0, 1, 2, 3])
+    SequenceDataset.from_arrays(items, offsets, sound).check("here")
+    for place in [*range(1, 6), *range(7, 10)]:
+        fallen = sound.copy()
+        fallen[place] = -1
+        with pytest.raises(InputError, match="its times fall"):
+            SequenceDataset.from_arrays(items, offsets, fallen).check("here")
 
 
 @pytest.mark.parametrize("offsets", [[0, 2, 2, 4], [1, 2, 2, 5], [0, 4, 2, 5], [0]])

@@ -1,8 +1,13 @@
 """Named sources: parsers on the publishers' formats, and where files are looked for."""
 
 import gzip
+import hashlib
+import http.server
 import json
 import re
+import threading
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -162,6 +167,90 @@ def test_a_failed_download_says_what_to_put_where(shelf, monkeypatch, name, file
         sources.resolve(name, report=print)
 
 
+class Publisher(http.server.SimpleHTTPRequestHandler):
+    """Serves the folder `files` of its server."""
+
+    def __init__(self, request, client, server):
+        super().__init__(request, client, server, directory=server.files)
+
+    def log_message(self, *arguments: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def publisher(tmp_path, shelf, monkeypatch) -> Iterator[Path]:
+    """The folder from which every source is downloaded."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), Publisher)
+    server.files = tmp_path / "published"
+    server.files.mkdir()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(sources, "GROUPLENS", address)
+    monkeypatch.setattr(sources, "AMAZON", dict.fromkeys(sources.AMAZON, address))
+    yield server.files
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+DAMAGED = gzip.compress(b"")[:10] + b"\x07" * 99
+"""A gzip header, and behind it a block of a kind that there is not."""
+REVIEW = json.dumps({"reviewerID": "U", "asin": "B", "unixReviewTime": 5})
+
+
+def test_titles_that_could_not_be_downloaded_are_downloaded_later(publisher, cache, tmp_path):
+    reviews = gz(publisher / "categoryFilesSmall" / "Music_5.json.gz", [REVIEW])
+    with pytest.raises(WorkError, match=r"meta_Music\.json\.gz cannot be downloaded"):
+        sources.resolve("amazon2018:Music", report=print)
+    reviews.unlink()  # what is there already is not fetched again
+    meta = json.dumps({"asin": "B", "title": "Song"})
+    gz(publisher / "metaFiles2" / "meta_Music.json.gz", [meta])
+    dataset = prepared("amazon2018:Music", tmp_path)
+    assert dataset.catalogue["title"].to_pylist() == ["Song"]
+    assert sorted(path.name for path in (cache / "amazon-2018").iterdir()) == [
+        "Music_5.json.gz",
+        "meta_Music.json.gz",
+    ]
+
+
+def test_a_release_of_movielens_whose_films_are_missing_is_downloaded_again(
+    publisher, cache, tmp_path
+):
+    files = {"u.data": "1\t7\t3\t9\n", "u.item": "7|Film (1995)|||||1\n"}
+    for names in (["u.data"], ["u.data", "u.item"]):
+        with zipfile.ZipFile(publisher / "ml-100k.zip", "w") as archive:
+            for name in names:
+                archive.writestr(f"ml-100k/{name}", files[name])
+        md5 = hashlib.md5((publisher / "ml-100k.zip").read_bytes()).hexdigest()
+        (publisher / "ml-100k.zip.md5").write_text(f"MD5 (ml-100k.zip) = {md5}\n")
+        if names == ["u.data"]:  # what is cut off here stops as well between two files
+            with pytest.raises(WorkError, match="is not the archive that was expected"):
+                sources.resolve("movielens-100k", report=print)
+    assert prepared("movielens-100k", tmp_path).catalogue["title"].to_pylist() == ["Film (1995)"]
+    assert not (cache / "ml-100k.zip").exists()
+
+
+def test_a_release_of_movielens_that_another_process_unpacks_is_left_to_it(
+    publisher, cache, monkeypatch
+):
+    """The archive is gone when the first is done with it."""
+    extract = sources._extract
+
+    def meanwhile(archive: Path, folder: Path, file: str) -> Path:
+        with pytest.raises(InputError, match="being downloaded by another process"):
+            sources.resolve("movielens-100k", report=print)
+        return extract(archive, folder, file)
+
+    with zipfile.ZipFile(publisher / "ml-100k.zip", "w") as archive:
+        archive.writestr("ml-100k/u.data", "1\t7\t3\t9\n")
+        archive.writestr("ml-100k/u.item", "7|Film (1995)|||||1\n")
+    (publisher / "ml-100k.zip.md5").write_text("none\n")
+    monkeypatch.setattr(sources, "_extract", meanwhile)
+    source = sources.resolve("movielens-100k", report=print)
+    assert all(file.is_file() for file in source.files + source.item_files)
+
+
 def test_the_list_names_every_source_and_where_it_is(shelf):
     (shelf / "ml-100k").mkdir()
     (shelf / "ml-100k" / "u.data").write_text("")
@@ -196,6 +285,18 @@ def test_lines_of_items_that_no_text_can_hold_are_mended_or_counted(tmp_path):
     (item,) = read_items(meta, said.append).to_pylist()
     assert item["title"] == "half ?"
     assert said == ["meta.json.gz: 1 lines could not be read and were skipped"]
+
+
+def test_compressed_files_of_items_that_are_damaged_inside_are_refused(shelf, tmp_path):
+    gz(shelf / "Music_5.json.gz", [REVIEW])
+    (shelf / "meta_Music.json.gz").write_bytes(DAMAGED)
+    with pytest.raises(InputError, match=r"meta_Music\.json\.gz cannot be read: .*decompressing"):
+        prepared("amazon2018:Music", tmp_path)
+    (shelf / "ml-100k").mkdir()
+    (shelf / "ml-100k" / "u.data").write_text("1\t7\t3\t9\n")
+    (shelf / "ml-100k" / "u.item.gz").write_bytes(DAMAGED)
+    with pytest.raises(InputError, match=r"u\.item\.gz cannot be read: .*decompressing"):
+        prepared("movielens-100k", tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])

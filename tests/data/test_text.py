@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from recsys.data.text import LONGEST, clean, item_attributes, sentences, without_text
+from recsys.data.text import LONGEST, clean, flat, item_attributes, sentences, without_text
 from recsys.errors import InputError
 
 
@@ -81,3 +81,12 @@ def test_an_item_has_text_in_any_column_or_in_none():
 def test_a_catalogue_without_any_text_is_refused(catalogue):
     with pytest.raises(InputError, match="recsys data prepare … --items FILE"):
         item_attributes(catalogue)
+
+
+def test_lists_in_lists_are_made_flat_however_deep():
+    assert list(flat(["a", ["b", [], ["c"]], {"d": 1}])) == ["a", "b", "c", {"d": 1}]
+    assert list(flat("a")) == ["a"]
+    deep: object = "in"
+    for _ in range(100_000):
+        deep = [deep, "out"]
+    assert list(flat(deep)) == ["in"] + ["out"] * 100_000

@@ -23,7 +23,8 @@ from recsys.checkpoint import (
 )
 from recsys.errors import InputError
 from recsys.models.base import CountingModel, Recommender
-from recsys.retrieval import Recommendations, Retriever
+from recsys.retrieval import Recommendations, Retriever, answers
+from recsys.retrieval.snapshot import Snapshot
 from recsys.run import prepare, train
 
 RAW = ["007", "+7", "ä,ö", "", " x ", "[b]", "7", "B00A", "b00a", "🎧", "null", "1.50"]
@@ -245,6 +246,23 @@ def test_a_batch_of_different_lengths_equals_one_by_one(retriever, exclude, excl
     assert len(batch) == len(mixed)
     for history, found in zip(mixed, batch, strict=True):
         assert_alike(found, retriever.recommend(history, 12, **options))
+
+
+def test_scores_of_a_large_batch_are_never_in_memory_together(retriever, monkeypatch):
+    asked = retriever.recommend_batch(HISTORIES * 3, 12)
+    sizes, search = [], Snapshot.search_queries
+
+    def counted(now, query_BD, *rest):
+        sizes.append(len(query_BD))
+        return search(now, query_BD, *rest)
+
+    monkeypatch.setattr(Snapshot, "search_queries", counted)
+    monkeypatch.setattr(answers, "SCORES", 1)
+    monkeypatch.setattr(answers, "FEWEST", 4)
+    for found, wanted in zip(retriever.recommend_batch(HISTORIES * 3, 12), asked, strict=True):
+        assert_alike(found, wanted)
+    assert max(sizes) == 4
+    assert sum(sizes) == len(HISTORIES * 3)
 
 
 def test_an_empty_batch_has_no_answers(retriever):
