@@ -94,7 +94,9 @@ def _write(folder: Path, datasets: Sequence[SequenceDataset], report: Report) ->
 def _catalogue(dataset: SequenceDataset, report: Report) -> pa.Table:
     """Raw ids, counts and texts, lists of them joined."""
     attributes = item_attributes(dataset.catalogue, lambda text: report(f"{dataset.name}: {text}"))
-    texts = zip(attributes.columns, attributes.values, strict=True)
+    # Beside other columns `text` would stand for all of them; here it is one of many sets' own.
+    columns = ["description" if name == "text" else name for name in attributes.columns]
+    texts = zip(columns, attributes.values, strict=True)
     counts = np.bincount(dataset.items, minlength=dataset.num_items + 1)[1:].astype(np.int64)
     return pa.table(
         {

@@ -17,6 +17,19 @@ TOKENISED = 64 * BATCH
 MOST_TOKENS = 512
 """Tokens of a text that are read; the costs of attention grow with their square."""
 
+DECIDING = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
+"""Files beside the weights that decide what becomes of a text."""
 POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -80,8 +93,9 @@ def _pooled(hidden_BLF: np.ndarray, real_BL: np.ndarray, first: bool) -> np.ndar
     return mean
 
 
-def encoder_digest(path: str) -> str:
-    """SHA-256 over the weights. InputError where `path` is no text encoder."""
+def encoder_digests(path: str) -> tuple[str, str]:
+    """SHA-256 over all that decides its vectors, and over the weights alone, as older runs have it.
+    InputError where `path` is no text encoder."""
     folder = Path(path)
     if folder.is_dir():
         weights = sorted(folder.glob("*.safetensors"))
@@ -96,7 +110,12 @@ def encoder_digest(path: str) -> str:
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
-    return digest.hexdigest()
+    of_weights = digest.hexdigest()
+    for name in DECIDING:
+        if (found := _optional_file(path, name)) is not None:
+            data = found.read_bytes()
+            digest.update(f"{name} {len(data)}\n".encode() + data)
+    return digest.hexdigest(), of_weights
 
 
 def encoder_dim(path: str) -> int:
@@ -118,7 +137,6 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def _opened(path: str) -> tuple[Any, Any]:
     """(tokenizer, encoder), whole and fitting each other."""
     need_package("transformers", "transformers")
-    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
     try:
@@ -126,7 +144,7 @@ def _opened(path: str) -> tuple[Any, Any]:
         encoder, found = AutoModel.from_pretrained(
             path, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # Of damaged files it raises what each of its parts does.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} cannot be read as a text encoder: {reason}") from None
     # What no file brings is drawn at random; the vectors are taken before the pooler.
@@ -150,6 +168,8 @@ def _opened(path: str) -> tuple[Any, Any]:
 def _limit(path: str, tokenizer: Any, encoder: Any) -> int:
     """Most tokens of a text: what the tokenizer, the encoder and its folder say."""
     said = _optional_json(path, "sentence_bert_config.json").get("max_seq_length")
+    if said is not None and (type(said) is not int or said < 3):
+        raise InputError(f"{path} asks for texts of at most {said!r} tokens")
     # RoBERTa counts its positions from 2.
     places = encoder.config.max_position_embeddings - 2
     return min(tokenizer.model_max_length, places, said or MOST_TOKENS, MOST_TOKENS)
@@ -208,7 +228,7 @@ def _optional_json(path: str, name: str) -> dict[str, Any]:
 def _json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
     if not isinstance(found, dict):
         raise InputError(f"{file} is damaged: it holds no JSON object")

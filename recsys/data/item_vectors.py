@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.encoder import encode_texts, encoder_digest, encoder_dim, unit
+from recsys.data.encoder import encode_texts, encoder_digests, encoder_dim, unit
 from recsys.data.item_table import ID_COLUMNS
 from recsys.data.text import Report, item_attributes, need_package, sentences
 from recsys.errors import InputError
@@ -102,7 +102,7 @@ class EncoderVectors(ItemVectors):
     """A pretrained text encoder, from a folder or the hub, over each item's sentence; length 1."""
 
     def __init__(self, path: str, digest: str, dim: int, report: Report | None = None):
-        """`digest` is the SHA-256 over the encoder's weights that `transform` expects."""
+        """`digest` is the SHA-256 of the encoder that `transform` expects."""
         self.path, self.digest, self.dim = path, digest, dim
         self.report = report or _quiet
 
@@ -111,14 +111,14 @@ class EncoderVectors(ItemVectors):
         """The encoder as it is now. InputError where there is none."""
         if Path(path).is_dir():
             path = str(Path(path).resolve())
-        return cls(path, encoder_digest(path), encoder_dim(path), report)
+        return cls(path, encoder_digests(path)[0], encoder_dim(path), report)
 
     def transform(self, catalogue: pa.Table) -> np.ndarray:
         """float32 [rows, F] of length 1. InputError where the encoder is not what it was."""
-        if (now := encoder_digest(self.path)) != self.digest:
+        if self.digest not in (now := encoder_digests(self.path)):
             raise InputError(
-                f"the encoder {self.path} has other weights ({now[:12]}) than those that the items"
-                f" were encoded with ({self.digest[:12]})"
+                f"the encoder {self.path} has other weights, or another tokenizer or pooling,"
+                f" ({now[0][:12]}) than what the items were encoded with ({self.digest[:12]})"
             )
         texts = sentences(item_attributes(catalogue, self.report))
         return encode_texts(self.path, texts, self.report)
@@ -251,7 +251,10 @@ def _read_vectors(file: Path) -> tuple[pa.Array, np.ndarray]:
 
 def _texts_of(ids: pa.ChunkedArray) -> pa.Array:
     """Raw ids as they are compared: 7 and "7" are one item, whatever file they stand in."""
-    return ids.cast(pa.string()).combine_chunks()
+    try:
+        return ids.cast(pa.string()).combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"ids of items with vectors must be texts or numbers: {error}") from None
 
 
 def _matrix(table: pa.Table, where: str) -> np.ndarray:
@@ -267,7 +270,7 @@ def _matrix(table: pa.Table, where: str) -> np.ndarray:
                 f"{where} must hold a column of lists of numbers, or columns of numbers alone"
                 f" (columns: {', '.join(map(repr, table.column_names))})"
             )
-        columns = [column.cast(pa.float32()).to_numpy() for column in table.columns]
+        columns = [column.cast(pa.float32(), safe=False).to_numpy() for column in table.columns]
         matrix = np.stack(columns, axis=1)
     if not np.isfinite(matrix).all():
         raise InputError(f"{where} holds a number that is not finite")
@@ -280,7 +283,7 @@ def _rows_of(column: pa.ChunkedArray, where: str) -> np.ndarray:
     widths = pc.unique(pc.list_value_length(column)).to_pylist()
     if len(widths) != 1 or widths[0] < 1:
         raise InputError(f"{where} must hold lists of one length, found {sorted(widths)[:5]}")
-    flat = pc.list_flatten(column).cast(pa.float32()).to_numpy()
+    flat = pc.list_flatten(column).cast(pa.float32(), safe=False).to_numpy()
     return np.array(flat, np.float32).reshape(-1, widths[0])
 
 

@@ -97,7 +97,7 @@ class Tokenizer:
         # An encoder's file may ask to cut and to pad for that encoder.
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._where = tokenizer, where
         self.pad, self.cls, self.mask = (
             _special(tokenizer, kind, where) for kind in ("pad", "cls", "mask")
         )
@@ -116,9 +116,11 @@ class Tokenizer:
         texts = list(texts)
         parts, lengths = [], []
         for start in range(0, len(texts), _AT_ONCE):
-            found = self._tokenizer.encode_batch_fast(
-                texts[start : start + _AT_ONCE], add_special_tokens=False
-            )
+            some = texts[start : start + _AT_ONCE]
+            try:
+                found = self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            except Exception as error:  # The package raises no narrower class.
+                raise InputError(f"{self._where} cannot read texts: {error}") from None
             rows = [encoding.ids for encoding in found]
             lengths += [len(row) for row in rows]
             parts.append(np.array([token for row in rows for token in row], dtype=np.int32))

@@ -247,7 +247,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"{folder} is not a text encoder: it has no config.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged: {error}") from None
     family = found.get("model_type") if isinstance(found, dict) else None
     if family not in (*FAMILIES, OWN_FAMILY):
@@ -298,9 +298,11 @@ def _weights(folder: Path, config: TextEncoderConfig, report: Report) -> dict[st
             weights = _own_weights(tensors, config)
         else:
             weights = _renamed(tensors, config)
+        positions = weights["positions.weight"][_first_position(found) :]
     except KeyError as error:
         raise InputError(f"{folder}: the weights lack {error}") from None
-    positions = weights["positions.weight"][_first_position(found) :]
+    except (IndexError, TypeError) as error:  # of a table without rows, or of no table
+        raise InputError(f"{folder}: the weights are of other shapes: {error}") from None
     if not len(positions):
         raise InputError(f"{folder}: the weights hold no positions of tokens")
     if config.max_tokens > len(positions):

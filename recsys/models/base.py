@@ -198,7 +198,7 @@ class PretrainingTexts:
     target_ND: Tensor
     """The vector of each history's next item, from its text, with its gradient."""
     target_N: Tensor
-    """int64 item numbers of the next items."""
+    """int64 item numbers of the next items, one number for all of the same text."""
     word_MW: Tensor
     """Logits of the W words of the tokenizer."""
     label_M: Tensor

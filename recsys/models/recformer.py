@@ -80,7 +80,8 @@ class Recformer(SequenceModel):
         max_attribute_tokens: int = 32
         """Longest value of an attribute in tokens."""
         window: int = 64
-        """Tokens that a token sees around it, half of them to each side, and [CLS]."""
+        """Tokens that a token sees around it, half of them to each side, and [CLS]; in `encoder`
+        too, whatever its own window was."""
         vocab_size: int = 30_000
         """Most tokens of a tokenizer that is learned from the catalogue."""
         pooling: Literal["cls", "mean", "recent", "newest"] = "cls"
@@ -125,6 +126,7 @@ class Recformer(SequenceModel):
                 window=self.window,
                 dropout=self.dropout,
             )
+            _check_held(encoder_folder(self.encoder), sizes)
             if (self.frozen_layers or 0) > sizes.num_layers:
                 raise InputError(
                     f"model.frozen_layers: {self.encoder} has {sizes.num_layers} layers, got"
@@ -143,6 +145,8 @@ class Recformer(SequenceModel):
             )
         self.config = config
         self.max_len = config.max_len
+        # Of a learned tokenizer, which may have far fewer tokens than it might.
+        self.num_words = largest + 1
         self.items = TokenItems(features_VW, config.dim)
         self.encoder = TextEncoder(_sizes(config))
 
@@ -150,6 +154,9 @@ class Recformer(SequenceModel):
         """Take the weights of the encoder to start from."""
         if self.config.encoder:
             folder = encoder_folder(self.config.encoder)
+            own = pretrained_config(folder, max_tokens=1, max_items=1).window
+            if own != self.config.window:
+                report(f"{folder}: its window of {own} tokens is {self.config.window} here")
             self.encoder = TextEncoder.from_pretrained(
                 folder,
                 num_tokens=len(Tokenizer.load(folder)),
@@ -211,8 +218,7 @@ class Recformer(SequenceModel):
         before, target_N = self._drawn(batch)
         token_BL, type_BL, item_BL, real_BL = self._text(before)
         _, mask, _ = self.items.special()
-        num_words = self.config.vocab_size
-        hidden_BL, seen_BL = hide_words(token_BL, type_BL > 0, mask_rate, mask, num_words)
+        hidden_BL, seen_BL = hide_words(token_BL, type_BL > 0, mask_rate, mask, self.num_words)
         queries, guesses, words, groups = [], [], [], []
         for rows, x_NLD, query_ND in self._read(seen_BL, type_BL, item_BL, real_BL):
             hidden_NL = hidden_BL[rows, : x_NLD.shape[1]]
@@ -223,7 +229,7 @@ class Recformer(SequenceModel):
         return PretrainingTexts(
             self.encoder.adapted(_in_order(queries, groups)),
             self.encoder.adapted(self._encoded(target_N[:, None])) / self.config.temperature,
-            target_N,
+            _first_of_a_text(target_N, self.items.features),
             torch.cat(guesses),
             torch.cat(words),
         )
@@ -333,6 +339,14 @@ def draw_targets(lengths_B: Tensor, targets: int) -> tuple[Tensor, Tensor]:
     return place_N, row_N
 
 
+def _first_of_a_text(items_N: Tensor, features_VW: Tensor) -> Tensor:
+    """int64 [N]: the least of the items that have the same text as each."""
+    text_N = features_VW[items_N].unique(dim=0, return_inverse=True)[1]
+    return torch.zeros_like(items_N).scatter_reduce(0, text_N, items_N, "amin", include_self=False)[
+        text_N
+    ]
+
+
 def _newest_first(batch: Batch) -> tuple[Tensor, Tensor]:
     """(items [B, T] newest first, 0 behind the oldest; the place in it of each item)."""
     steps_T = torch.arange(batch.items_BT.shape[1], device=batch.items_BT.device)
@@ -346,6 +360,19 @@ def _sizes(config: Recformer.Config) -> TextEncoderConfig:
     return TextEncoderConfig(
         max_items=config.max_len, **{name: getattr(config, name) for name in names}
     )
+
+
+def _check_held(folder: Path, config: TextEncoderConfig) -> None:
+    """InputError where config.json asks for more numbers than the weights can hold, before memory
+    is taken for them: a file may ask for any size."""
+    block = 4 * config.dim**2 + 2 * config.dim * config.hidden_dim
+    wanted = config.vocab_size * config.dim + config.num_layers * block
+    held = sum(file.stat().st_size for file in folder.glob("model*.safetensors"))
+    if wanted > held:  # each takes a byte at least
+        raise InputError(
+            f"{folder}: config.json asks for {wanted:,} numbers and more, the weights have"
+            f" {held:,} bytes"
+        )
 
 
 MODEL = Recformer

@@ -84,14 +84,16 @@ def given_rows(items: Any, catalogue: pa.Table) -> pa.Table:
 
 def told(given: pa.Table, catalogue: pa.Table) -> pa.Table:
     """The columns that count: those of the catalogue but `count`, which training counted, others of
-    texts, and vectors."""
+    texts, and vectors. No others of texts where the catalogue has `text` alone: beside them it
+    would stand for all."""
     names = catalogue.column_names
+    text_alone = [field.name for field in catalogue.schema if is_text(field)] == ["text"]
     return given.select(
         [
             field.name
             for field in given.schema
             if field.name != "count"
-            and (field.name in names or field.name == VECTOR or is_text(field))
+            and (field.name in names or field.name == VECTOR or (is_text(field) and not text_alone))
         ]
     )
 

@@ -83,7 +83,7 @@ class TextPretraining:
         ):
             found = model.pretraining(batch, self.loss.mask_rate)
         score_NN = found.query_ND.float() @ found.target_ND.float().T
-        # The same item twice in a batch is no negative of itself.
+        # The same text twice in a batch is no negative of itself.
         same_NN = found.target_N[:, None] == found.target_N
         same_NN.fill_diagonal_(False)
         contrast = F.cross_entropy(

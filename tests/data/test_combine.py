@@ -13,6 +13,7 @@ from recsys.data.formats import source_from_path, source_from_table
 from recsys.data.interactions import Columns
 from recsys.data.prepare import DataConfig, prepare
 from recsys.data.sequences import SequenceDataset
+from recsys.data.text import item_attributes, sentences
 from recsys.errors import InputError
 
 
@@ -48,6 +49,18 @@ def test_histories_and_texts_stand_one_after_the_other(tmp_path: Path):
         ["two:b", "two:c"],
     ]
     assert combine(parts, print) == combine(parts[:], print)
+
+
+def test_a_column_that_is_all_there_is_stands_beside_those_of_others(tmp_path: Path):
+    log = pa.table({"user": ["u", "u"], "item": ["a", "b"]})
+    items = tmp_path / "items.csv"
+    items.write_text("item,text\na,alpha\nb,beta\n")
+    source = source_from_table(log, Columns(), "orders")
+    orders = prepare(source, tmp_path / "orders", DataConfig(items=str(items)), report=print)
+    assert "text" in orders.catalogue.column_names
+    whole = SequenceDataset.load(combine([made(tmp_path, "one"), orders], print))
+    texts = sentences(item_attributes(whole.catalogue))
+    assert texts == ["one. x, y", "", "", "alpha", "beta"]
 
 
 def test_given_test_sequences_take_no_part(tmp_path: Path):

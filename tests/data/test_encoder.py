@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy_encoder import tiny_encoder
 
-from recsys.data.encoder import encode_texts, encoder_digest, encoder_dim
+from recsys.data.encoder import encode_texts, encoder_digests, encoder_dim
 from recsys.errors import InputError
 
 TEXTS = ["red face cream", "", "blue", "red red red red red red red red red red red red red red"]
@@ -72,11 +72,43 @@ def test_only_texts_that_were_cut_are_counted(folder: Path):
 
 
 def test_other_weights_have_another_digest_and_a_copy_has_not(folder: Path, tmp_path: Path):
-    before = encoder_digest(str(folder))
+    before = encoder_digests(str(folder))
     shutil.copytree(folder, tmp_path / "copy")
-    assert encoder_digest(str(tmp_path / "copy")) == before
+    assert encoder_digests(str(tmp_path / "copy")) == before
     tiny_encoder(folder)
-    assert encoder_digest(str(folder)) != before
+    assert encoder_digests(str(folder)) != before
+
+
+def test_what_decides_the_vectors_beside_the_weights_has_another_digest_too(folder: Path):
+    whole, weights = encoder_digests(str(folder))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    changed(folder / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
+    after = encoder_digests(str(folder))
+    assert after[0] != whole
+    assert after[1] == weights
+    changed(folder / "tokenizer_config.json", do_lower_case=False)
+    assert encoder_digests(str(folder))[0] != after[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"num_attention_heads": 0}'),
+        ("config.json", '{"num_hidden_layers": "x"}'),
+        ("tokenizer.json", "[]"),
+        ("tokenizer_config.json", "[]"),
+        ("sentence_bert_config.json", '{"max_seq_length": "x"}'),
+        ("sentence_bert_config.json", '{"max_seq_length": -3}'),
+        ("sentence_bert_config.json", "[" * 100_000),
+    ],
+)
+def test_a_file_that_says_what_cannot_be_is_refused(folder: Path, name: str, text: str):
+    file = folder / name
+    if name == "config.json":
+        text = json.dumps({**json.loads(file.read_text()), **json.loads(text)})
+    file.write_text(text)
+    with pytest.raises(InputError):
+        encode_texts(str(folder), TEXTS, quiet)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(folder: Path):
@@ -129,7 +161,7 @@ def test_a_model_of_another_kind_is_refused(folder: Path):
 @pytest.mark.parametrize("path", ["a/b/c", "./here", "tfidff", "~/x"])
 def test_what_cannot_be_a_path_or_an_id_is_refused(path: str):
     with pytest.raises(InputError, match="neither tfidf, nor a"):
-        encoder_digest(path)
+        encoder_digests(path)
 
 
 @pytest.mark.slow

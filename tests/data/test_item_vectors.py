@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from toy_encoder import tiny_encoder
 
+from recsys.data.encoder import encoder_digests
 from recsys.data.item_vectors import (
     ITEM_VECTORS,
+    EncoderVectors,
     FileVectors,
     TfidfVectors,
     fit_item_vectors,
@@ -86,13 +88,13 @@ def written(path: Path, **columns: object) -> str:
 
 @pytest.mark.parametrize("form", ["lists", "columns"])
 def test_vectors_of_a_file_are_matched_by_id(tmp_path: Path, form: str):
-    rows = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    rows = [[1, 2], [3, 2**24 + 2], [5, 6]]
     x, y = zip(*rows, strict=True)
     columns = {"v": rows} if form == "lists" else {"x": x, "y": y}
     said: list[str] = []
     file = written(tmp_path / "v.parquet", item=["12", "10", "77"], **columns)
     found = fit_item_vectors(CATALOGUE, file, said.append).transform(CATALOGUE)
-    np.testing.assert_array_equal(found, [[3, 4], [0, 0], [1, 2], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(found, [[3, 2**24 + 2], [0, 0], [1, 2], [0, 0], [0, 0]])
     assert said == [f"3 of 5 items have no vector in {file}"]
 
 
@@ -135,6 +137,7 @@ def test_the_index_that_pandas_writes_is_no_vector(tmp_path: Path):
         ({"code": [10], "v": [[1.0]]}, "no column of item ids, as 'item'"),
         ({"item": [10, 10], "v": [[1.0], [2.0]]}, "names 1 items twice"),
         ({"item": [1], "v": [[1.0]]}, "a vector of none of the 5 items"),
+        ({"item": [{"id": 10}], "v": [[1.0]]}, "must be texts or numbers"),
     ],
 )
 def test_a_broken_file_of_vectors_is_refused(tmp_path: Path, columns, message):
@@ -174,6 +177,8 @@ def test_an_encoder_reads_each_text_alone_and_must_stay_what_it_was(tmp_path: Pa
     fitted.save(run)
     again = load_item_vectors(run).transform(CATALOGUE)
     np.testing.assert_allclose(again, vectors, atol=1e-6)
+    older = encoder_digests(str(folder))[1]  # runs of before have that of the weights alone
+    assert EncoderVectors(str(folder), older, 8).transform(CATALOGUE).shape == (5, 8)
     tiny_encoder(folder)
     with pytest.raises(InputError, match="has other weights"):
         load_item_vectors(run).transform(CATALOGUE)

@@ -282,6 +282,16 @@ def test_an_encoder_of_our_own_is_read_as_it_was_saved(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["items.weight", "positions.weight"])
+@pytest.mark.parametrize("shape", [(), (0, 8)])
+def test_tables_of_other_shapes_are_refused(name, shape, tmp_path):
+    TextEncoder(TINY).save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({**load_file(file), name: torch.zeros(shape)}, file)
+    with pytest.raises(InputError, match=r"of other shapes|hold no positions|asks for"):
+        read(tmp_path)
+
+
 def test_sizes_are_known_from_the_config_alone(tmp_path):
     foreign("longformer", tmp_path, attention_window=[4, 8])
     (tmp_path / "model.safetensors").unlink()
@@ -327,9 +337,10 @@ def test_folders_that_are_no_encoder_are_refused(tmp_path):
     weights.rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"has no model.safetensors; weights in other formats"):
         read(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config.json is damaged"):
-        read(tmp_path)
+    for damaged in ("{", "[" * 100_000):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"config.json is damaged"):
+            read(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(InputError, match="does not say 'vocab_size'"):
         read(tmp_path)

@@ -1,6 +1,7 @@
 """Recformer beyond the contract: how a history becomes a text, what is asked, what is hidden."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import pytest
 import torch
 from toy_models import NUM_ITEMS, batch_of, tiny_config, toy_features
 
+from recsys.data.text import Attributes
+from recsys.data.token_rows import TYPE_BITS
+from recsys.data.tokenizer import train_tokenizer
 from recsys.errors import InputError
 from recsys.models.base import new_model
 from recsys.models.recformer import (
@@ -189,6 +193,43 @@ def test_the_loss_of_pretraining_by_hand():
     words = -log_words[torch.arange(len(found.label_M)), found.label_M].mean()
     assert loss.item() == pytest.approx(float(contrast / 3 + 0.5 * words), abs=1e-5)
     assert logs == {"pairs": 3.0}
+
+
+def test_items_of_one_text_are_no_negatives_of_each_other():
+    model = small(targets=1)
+    model.items.features[12] = model.items.features[9]
+    found = model.pretraining(batch_of([[3, 12], [12, 5], [1, 9], [4, 12]]), 0.3)
+    assert found.target_N.tolist() == [9, 5, 9, 9]
+    loss, _ = TextPretraining(MLMContrastive(mlm_weight=0.0), torch.float32)(
+        model, batch_of([[3, 12], [1, 9]])
+    )
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_word_is_seen_as_another_that_the_items_may_hold():
+    model = small(vocab_size=30_000)
+    words = int(model.items.features.max()) >> TYPE_BITS
+    assert model.num_words == words + 1 < 300
+
+
+def test_an_encoder_that_asks_for_more_than_its_weights_hold_is_refused(tmp_path: Path):
+    small(vocab_size=200).save_encoder(tmp_path, num_tokens=200)
+    file = tmp_path / "config.json"
+    sizes = json.loads(file.read_text())
+    for name, value in (("vocab_size", 2 * 10**9), ("dim", 2**40), ("num_layers", 10**9)):
+        file.write_text(json.dumps({**sizes, name: value}))
+        with pytest.raises(InputError, match=r"numbers and more, the weights have [\d,]+ bytes"):
+            Recformer.Config(encoder=str(tmp_path)).resolved()
+
+
+def test_another_window_than_the_encoders_is_told(tmp_path: Path):
+    model = small(vocab_size=200)
+    model.save_encoder(tmp_path, num_tokens=200)
+    train_tokenizer(Attributes(["title"], [["a b"]]), vocab_size=100).save(tmp_path)
+    config = Recformer.Config(encoder=str(tmp_path)).resolved()
+    told: list[str] = []
+    Recformer(config, NUM_ITEMS, toy_features("recformer")).begin(told.append)
+    assert told[:1] == [f"{tmp_path}: its window of {model.config.window} tokens is 64 here"]
 
 
 def test_an_encoder_saved_alone_reads_as_it_did(tmp_path: Path):

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from shops import NEW, SMALL, item, shop_folder
 
+from recsys.data.prepare import DataConfig
 from recsys.data.sequences import SequenceDataset
 from recsys.errors import InputError
 from recsys.eval.report import evaluate_run
@@ -122,6 +123,21 @@ def test_words_in_a_column_of_their_own_hold_until_the_item_is_said_again(
         assert vectors(retriever, "a", "b") == pytest.approx(wanted, abs=1e-6)
         retriever.compact()
     retriever.close()
+
+
+def test_beside_a_text_that_is_all_there_is_other_words_do_not_count(tmp_path: Path):
+    (tmp_path / "items.csv").write_text("item,text\na,alpha one\nb,beta one\nc,alpha two\n")
+    log = pa.table({"user": list("uuuuvvvv"), "item": list("abcabcab")})
+    prepare(log, tmp_path / "data", DataConfig(items=str(tmp_path / "items.csv")))
+    settings = {"model.item_encoder": "text", "trainer.epochs": 1, "model.dim": 8}
+    retriever = Retriever.load(
+        train(tmp_path / "data", "sasrec", tmp_path / "run", settings=settings)
+    )
+    before = vectors(retriever, "a", "b")
+    retriever.upsert_items(pa.table({"item": ["a"], "title": ["gold"]}))
+    assert vectors(retriever, "a") == pytest.approx(before[:1], abs=1e-6)
+    retriever.upsert_items(pa.table({"item": ["new"], "title": ["gold"], "text": ["beta one"]}))
+    assert vectors(retriever, "new") == pytest.approx(before[1:], abs=1e-6)
 
 
 def test_a_model_that_knows_items_by_number_refuses_new_ones(shop: Path):
