@@ -120,7 +120,8 @@ def plan(
         )
     config = configure(model, settings, base=base, seed=seed, refit=refit or None)
     vectors = settings.get("model", {}).get("item_vectors")
-    if vectors is not None and getattr(config.model, "item_encoder", "id") == "id":
+    default = getattr(type(config.model), "item_vectors", None)
+    if vectors not in (None, default) and getattr(config.model, "item_encoder", "id") == "id":
         raise InputError(
             f"model.item_vectors={vectors} is for models that know items by more than their number:"
             " it needs --set model.item_encoder=text or id+text"

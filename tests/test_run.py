@@ -128,6 +128,8 @@ def test_vectors_for_a_model_that_reads_none_are_refused(tmp_path: Path):
     words = ["train", "--model", "sasrec", "--data", "log.csv", "--out", "runs/none"]
     for given in (["--item-vectors", "v.parquet"], ["--set", "model.item_vectors=v.parquet"]):
         assert "needs --set model.item_encoder" in " ".join(refused(*words, *given).split())
+    small = {"model.item_vectors": "tfidf", "model.dim": 8, "trainer.epochs": 1}
+    assert recsys.train("log.csv", "sasrec", "runs/default", settings=small).is_dir()
     with pytest.raises(InputError, match=r"needs --set model.item_encoder"):
         recsys.train("log.csv", "sasrec", "runs/none", settings={"model.item_vectors": "v.parquet"})
     assert not Path("runs/none").exists()

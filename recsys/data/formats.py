@@ -223,7 +223,7 @@ def _delimited(
     delimiter = source.delimiter or delimiter_of(line)
     header = source.header or header_of(file, line, delimiter)
     columns = choose_columns(list(header), source, wish, report)
-    quote = quote_of(line if source.header is None else "", delimiter)
+    quote = quote_of(file, source.encoding, delimiter, len(header))
     table = con.read_csv(
         _as_pattern(file),
         hive_partitioning=False,

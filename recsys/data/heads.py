@@ -13,6 +13,8 @@ from recsys.errors import InputError
 
 NAMING_RECORDS = 100
 """JSON lines whose keys are the columns."""
+LINES = 1000
+"""Lines by which it is settled whether fields stand in quotes."""
 
 
 def head_of(file: Path, encoding: str = "utf-8") -> tuple[int, str]:
@@ -58,26 +60,39 @@ def delimiter_of(line: str) -> str:
     return max(("\t", ",", ";", "|", "::"), key=lambda mark: (line.count(mark), mark == ","))
 
 
-def quote_of(line: str, delimiter: str) -> str:
+def quote_of(file: Path, encoding: str, delimiter: str, width: int) -> str:
     """What fields stand in that hold the delimiter; "" where a quote is a character like others.
 
-    Between tabs it is, as in titles with inches, unless the first line quotes the names.
+    Between tabs it often is, as in titles with inches. They are read with quotes only where the
+    first lines of the file have fields that begin with one, and all of those lines are of `width`
+    fields so.
     """
-    plain = len(delimiter) > 1 or (delimiter == "\t" and '\t"' not in f"\t{line}")
-    return "" if plain else '"'
+    if len(delimiter) > 1:
+        return ""
+    if delimiter != "\t":
+        return '"'
+    with _opened(file) as stream:
+        lines = [line.decode(encoding, "replace").rstrip("\r\n") for line in islice(stream, LINES)]
+    lines[0] = lines[0].removeprefix("\ufeff")
+    quoting = [line for line in lines if '\t"' in f"\t{line}"]
+    return '"' if quoting and all(_width(line, delimiter) == width for line in quoting) else ""
+
+
+def _width(line: str, delimiter: str) -> int:
+    """Fields of a line in quotes; 0 where they do not end, or end within a field."""
+    try:
+        return len(next(csv.reader([line], delimiter=delimiter, strict=True)))
+    except csv.Error:
+        return 0
 
 
 def header_of(file: Path, line: str, delimiter: str) -> tuple[str, ...]:
     """The names of the columns. InputError where the first line does not name each once."""
-    try:
-        if quote_of(line, delimiter):  # a quoted name may hold the delimiter
-            parts = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
-        else:
-            parts = line.split(delimiter)
-    except csv.Error:
-        parts = []
+    parts = line.split(delimiter)
+    if len(delimiter) == 1 and _width(line, delimiter):  # a quoted name may hold the delimiter
+        parts = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
     names = tuple(name.strip().strip('"') for name in parts)
-    if len(set(names)) != len(names) or not all(names) or not names:
+    if len(set(names)) != len(names) or not all(names) or "\r" in line:
         raise InputError(f"{file}: the first line must name each column once, got {line[:120]!r}")
     return names
 

@@ -46,10 +46,11 @@ def _as(values: Any, kind: Any) -> Any:
 
     if values.type().copy(nullable=True) == kind.copy(nullable=True):
         return values
-    if not (kind.is_string() and values.type().is_floating()):
+    given = values.type()
+    if not (kind.is_string() and (given.is_floating() or given.is_decimal())):
         return values.cast(kind)
     # 1.0 is what another part calls 1, and what is not a number is no value, as in floats alone.
     nothing = ibis.null("string")
     number = (values == values.floor()).ifelse(values.try_cast("int64").cast("string"), nothing)
     text = ibis.coalesce(number, values.cast("string"))
-    return (values.isnan() | values.isinf()).ifelse(nothing, text)
+    return text if given.is_decimal() else (values.isnan() | values.isinf()).ifelse(nothing, text)

@@ -190,7 +190,7 @@ def _amazon(name: str, year: int, category: str | None, report: Report) -> Sourc
     if reviews_file is None:
         reviews_file = _fetched(name, reviews_url, folder / files[0], wanted, report)
     # Reviews of the user's own may have no titles; those downloaded have, if not at the first try.
-    if meta_file is None and reviews_file.parent.resolve() == folder.resolve():
+    if meta_file is None and reviews_file == folder / files[0]:
         meta_file = _fetched(name, meta_url, folder / files[1], wanted, report)
     return amazon.source(name, year, reviews_file, meta_file, report)
 

@@ -34,7 +34,7 @@ def implementation(op: str, device: torch.device, asked: str, obstacles: Obstacl
 def in_own_precision(device: torch.device) -> AbstractContextManager[Any]:
     """A block in which products are not rounded by an autocast around it: states and sums are in
     float32 whatever the inputs are, and what rounds its products says so by an argument."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

@@ -43,7 +43,7 @@ def upserted(now: Snapshot, given: Sequence[pa.Table], order_N: np.ndarray) -> S
         return now.with_items(now.model, catalogue, place_N)
     # Together: of what is told of items in words some may be silent, but not all.
     groups = [list(group) for _, group in groupby(described, _has_vector)]
-    merged = [pa.concat_tables(group, promote_options="default") for group in groups]
+    merged = [pa.concat_tables(group, promote_options="permissive") for group in groups]
     features = np.concatenate([now.describe(table) for table in merged])[order_N]
     features_NF = torch.from_numpy(features).to(now.device)
     try:

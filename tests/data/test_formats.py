@@ -1,6 +1,7 @@
 """Reading logs: which rows a file, a folder of parts or a table has."""
 
 import gzip
+from decimal import Decimal
 from pathlib import Path
 
 import pandas as pd
@@ -70,6 +71,14 @@ def test_tabs_under_quoted_names_are_read_with_quotes(tmp_path: Path):
     assert histories(made(log)) == {"u1": ["a", "b"]}
 
 
+def test_tabs_are_read_with_quotes_where_a_writer_set_them_as_needed(tmp_path: Path):
+    items = ['7" disk', '5" nail', "b", "tab\there"]
+    frame = pd.DataFrame({"user": ["u"] * 4, "item": items, "time": [1, 2, 3, 4]})
+    frame.to_csv(tmp_path / "log.tsv", sep="\t", index=False)
+    assert '"7"" disk"' in (tmp_path / "log.tsv").read_text()
+    assert histories(made(tmp_path / "log.tsv")) == {"u": items}
+
+
 @pytest.mark.parametrize("blank", ["\n", "\r\n \r\n", "\n\n\n", "\ufeff\n"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_blank_lines_before_the_names_of_columns_are_none(tmp_path: Path, blank: str, ending: str):
@@ -103,6 +112,15 @@ def parts(folder: Path, *tables: dict) -> Path:
     for number, table in enumerate(tables):
         pq.write_table(pa.table(table), folder / f"{number}.parquet")
     return folder
+
+
+def test_a_decimal_of_one_part_is_the_whole_number_of_another(tmp_path: Path):
+    parts = [[Decimal("1.00"), Decimal("2.50")], [1, 2]]
+    (tmp_path / "log").mkdir()
+    for number, items in enumerate(parts):
+        table = pa.table({"user": ["u", "v"], "item": items})
+        pq.write_table(table, tmp_path / "log" / f"{number}.parquet")
+    assert histories(made(tmp_path / "log")) == {"u": ["1", "1"], "v": ["2.50", "2"]}
 
 
 def test_a_log_may_have_very_many_parts(tmp_path: Path):

@@ -389,6 +389,23 @@ def test_float32_carries_a_sum_of_small_bf16_numbers(backend):
     assert o.dtype == torch.bfloat16
 
 
+def test_on_no_device_there_are_shapes():
+    q = torch.empty(2, 5, 3, 4, device="meta")
+    o = linear_attention(q, q, q, prefix=(q, q), backend="reference")
+    state = AttentionState(torch.empty(2, 3, 4, 4, device="meta"))
+    step, _ = linear_attention_step(q[:, 0], q[:, 0], q[:, 0], state)
+    assert (o.shape, step.shape) == (q.shape, q[:, 0].shape)
+
+
+def test_a_compiled_call_follows_the_backend_around_it():
+    data = {name: x.requires_grad_() for name, x in tensors(L=40).items()}
+    compiled = torch.compile(lambda q, k, v: linear_attention(q, k, v), backend="aot_eager")
+    wanted = torch.autograd.grad(compiled(data["q"], data["k"], data["v"]).sum(), data["q"])
+    with use_backend("torch"):
+        got = torch.autograd.grad(compiled(data["q"], data["k"], data["v"]).sum(), data["q"])
+    torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize("around", [*FAST, "reference"])
 def test_what_ran_forward_runs_backward(around):
     data = {name: x.requires_grad_() for name, x in tensors(L=70, K=5).items()}

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from shops import NEW, SMALL, item, shop_folder
+from shops import KINDS, NEW, SMALL, item, shop_folder
 
 from recsys.data.prepare import DataConfig
 from recsys.data.sequences import SequenceDataset
@@ -122,6 +123,24 @@ def test_words_in_a_column_of_their_own_hold_until_the_item_is_said_again(
         retriever = Retriever.load(shop / "text", journal=tmp_path / "journal")
         assert vectors(retriever, "a", "b") == pytest.approx(wanted, abs=1e-6)
         retriever.compact()
+    retriever.close()
+
+
+def test_vectors_of_whole_numbers_and_of_others_are_taken_again(shop: Path, tmp_path: Path):
+    names = [f"{kind}-{n}" for kind in KINDS for n in range(6)]
+    rows = np.random.default_rng(0).normal(size=(24, 3)).tolist()
+    pq.write_table(pa.table({"item": names, "v": rows}), tmp_path / "v.parquet")
+    settings = {**SMALL, "trainer.epochs": 1, "trainer.validate_every": 1}
+    settings |= {"model.item_encoder": "text", "model.item_vectors": str(tmp_path / "v.parquet")}
+    run = train(shop / "data", "sasrec", tmp_path / "run", settings=settings)
+    retriever = Retriever.load(run, journal=tmp_path / "journal")
+    retriever.upsert_items(pa.table({"item": ["a"], "vector": [[1, 0, 0]]}))
+    retriever.upsert_items(pa.table({"item": ["b"], "title": ["x"], "vector": [[0.5, 0, 0]]}))
+    wanted = vectors(retriever, "a", "b")
+    assert retriever.reload(run).reason is None
+    retriever.close()
+    retriever = Retriever.load(run, journal=tmp_path / "journal")
+    assert vectors(retriever, "a", "b") == pytest.approx(wanted, abs=1e-6)
     retriever.close()
 
 

@@ -116,7 +116,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.reverse, ctx.chunk_size, asked = inputs[7:]
     # Each backend keeps the states of its own steps: what ran forward runs backward too.
     found = obstacles(q_THK, k_THK, v_THP, beta=beta_TH)
-    ctx.asked = asked or choose("linear_attention", q_THK.device, "", found).backend
+    ctx.asked = asked
+    if not torch.compiler.is_compiling():  # which settles nothing but what was asked by name
+        ctx.asked = asked or choose("linear_attention", q_THK.device, "", found).backend
     ctx.save_for_backward(q_THK, k_THK, v_THP, log_decay_TH, beta_TH, output[2], cu_seqlens)
 
 

@@ -72,7 +72,8 @@ def linear_cross_entropy(
         part is not None and part.requires_grad for part in (x, weight, bias)
     )
     weight_learns = row_weight is not None and row_weight.requires_grad
-    if reduction == "none" or return_lse or weight_learns or not learns or not len(x):
+    empty = not torch.compiler.is_compiling() and not len(x)  # a compiler may not know
+    if reduction == "none" or return_lse or weight_learns or not learns or empty:
         loss_N, lse_N = rows(x, weight, bias, target, *settings)
         return _reduced(loss_N, lse_N, counts_N, row_weight, reduction, return_lse)
     weight_N = counts_N.to(torch.promote_types(x.dtype, torch.float32))
