@@ -1,18 +1,17 @@
 """Amazon reviews of 2014, 2018 and 2023, in their publisher's files."""
 
 import ast
-import gzip
 import html
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from recsys.data.files import DAMAGED, opened
 from recsys.data.interactions import Columns, Source
 from recsys.data.text import flat, unbroken
 from recsys.errors import InputError
@@ -103,12 +102,12 @@ def read_items(meta: Path, report: Report) -> pa.Table:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+        with opened(path) as stream:
             file = io.TextIOWrapper(stream, encoding="utf-8")
             while line := file.readline(LONGEST_LINE):
                 if line.strip():
                     yield line
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+    except (*DAMAGED, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 

@@ -2,7 +2,6 @@
 
 import glob
 import gzip
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from recsys.data.files import DAMAGED
 from recsys.data.heads import delimiter_of, head_of, header_of, json_names, quote_of
 from recsys.data.interactions import Columns, Format, Source
 from recsys.data.kinds import in_kinds, kinds_of_all
@@ -300,9 +300,7 @@ def _readable(file: Path | str) -> Iterator[None]:
         duckdb.Error,
         pa.ArrowInvalid,
         pa.ArrowNotImplementedError,
-        EOFError,
-        gzip.BadGzipFile,
-        zlib.error,
+        *DAMAGED,
         UnicodeDecodeError,
     ) as error:
         text = " ".join(str(error).split())

@@ -1,14 +1,12 @@
 """The heads of log files: their first line, and the columns that it or the first records name."""
 
 import csv
-import gzip
 import json
-import zlib
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, cast
 
+from recsys.data.files import DAMAGED, json_object, opened
 from recsys.errors import InputError
 
 NAMING_RECORDS = 100
@@ -23,13 +21,13 @@ def head_of(file: Path, encoding: str = "utf-8") -> tuple[int, str]:
     InputError where it cannot be read or is blank.
     """
     try:
-        with _opened(file) as stream:
+        with opened(file) as stream:
             for number, line in enumerate(stream):
                 if number == 0:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if line.strip():
                     return number, line.decode(encoding).rstrip("\r\n")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise InputError(f"{file} cannot be read: {error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not {encoding} text: {error}") from None
@@ -39,17 +37,11 @@ def head_of(file: Path, encoding: str = "utf-8") -> tuple[int, str]:
 def json_names(file: Path) -> list[str]:
     """The keys of the first records: not every one need have a time."""
     blank, line = head_of(file)
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}, line {blank + 1} is not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{file}, line {blank + 1} is not a JSON object: {line[:80]}")
-    with _opened(file) as stream:
+    record = json_object(file, blank + 1, line)
+    with opened(file) as stream:
         for later in islice(stream, NAMING_RECORDS):
-            with suppress(
-                ValueError, RecursionError
-            ):  # a line that is broken is named where it is read
+            # A line that is broken is named where it is read.
+            with suppress(ValueError, RecursionError):
                 found = json.loads(later)
                 record |= found if isinstance(found, dict) else {}
     return list(record)
@@ -71,7 +63,7 @@ def quote_of(file: Path, encoding: str, delimiter: str, width: int) -> str:
         return ""
     if delimiter != "\t":
         return '"'
-    with _opened(file) as stream:
+    with opened(file) as stream:
         lines = [line.decode(encoding, "replace").rstrip("\r\n") for line in islice(stream, LINES)]
     lines[0] = lines[0].removeprefix("\ufeff")
     quoting = [line for line in lines if '\t"' in f"\t{line}"]
@@ -95,8 +87,3 @@ def header_of(file: Path, line: str, delimiter: str) -> tuple[str, ...]:
     if len(set(names)) != len(names) or not all(names) or "\r" in line:
         raise InputError(f"{file}: the first line must name each column once, got {line[:120]!r}")
     return names
-
-
-def _opened(file: Path) -> IO[bytes]:
-    """The bytes of a file, or of what it holds compressed."""
-    return cast(IO[bytes], gzip.open(file)) if file.suffix == ".gz" else open(file, "rb")

@@ -1,17 +1,15 @@
 """A user's own table of items: what is known of them besides the log."""
 
 import csv
-import gzip
 import io
-import json
 import math
 import re
-import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from recsys.data.files import json_object, text_of
 from recsys.data.text import FIRST, Report, flat, unbroken
 from recsys.errors import InputError, nearest
 
@@ -210,30 +208,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             return list(pq.ParquetFile(path).read().to_pylist())
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path} cannot be read as Parquet: {error}") from None
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    text = text_of(path, "utf-8-sig")
     if name.endswith((".json", ".jsonl", ".ndjson")):
         return _json_rows(path, text)
     return _csv_rows(path, text)
 
 
 def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
-    rows = []
     # Not splitlines: a text may hold other ends of lines, as U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number} is not a JSON object: {line[:80]}")
-        rows.append(row)
-    return rows
+    lines = enumerate(text.split("\n"), start=1)
+    return [json_object(path, number, line) for number, line in lines if line.strip()]
 
 
 def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:

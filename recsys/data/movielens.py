@@ -1,15 +1,14 @@
 """MovieLens releases, in the files of GroupLens."""
 
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 
+from recsys.data.files import text_of
 from recsys.data.interactions import Columns, Source
 from recsys.errors import InputError
 
@@ -47,7 +46,7 @@ def mapped_source(name: str, files: dict[str, Path], report: Report) -> Source:
     )
     user_map, item_map = (_id_map(files[key]) for key in ("users", "items"))
     users, items = [], []
-    for number, line in enumerate(_text(files["sequences"], "utf-8").splitlines(), start=1):
+    for number, line in enumerate(text_of(files["sequences"], "utf-8").splitlines(), start=1):
         try:
             user, *history = map(int, line.split())
             users += [user_map[user]] * len(history)
@@ -82,14 +81,14 @@ def _films(path: Path) -> pa.Table:
     name = path.name.removesuffix(".gz")
     rows = []
     if name == "movies.csv":
-        records = csv.reader(io.StringIO(_text(path, "utf-8")))
+        records = csv.reader(io.StringIO(text_of(path, "utf-8")))
         next(records, None)
         rows = [(number, title, genres.split("|")) for number, title, genres in records]
     elif name == "movies.dat":
-        lines = (line.split("::") for line in _text(path, "latin-1").splitlines() if line)
+        lines = (line.split("::") for line in text_of(path, "latin-1").splitlines() if line)
         rows = [(number, title, genres.split("|")) for number, title, genres in lines]
     else:
-        for line in _text(path, "latin-1").splitlines():
+        for line in text_of(path, "latin-1").splitlines():
             fields = line.split("|")
             flags = zip(GENRES_100K, fields[5:], strict=False)
             rows.append((fields[0], fields[1], [genre for genre, flag in flags if flag == "1"]))
@@ -116,16 +115,8 @@ def _readable(title: str) -> str:
     return f"{found[2]} {found[1]}{found[3] or ''}" if found else title.strip()
 
 
-def _text(path: Path, encoding: str) -> str:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode(encoding)
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-
-
 def _id_map(path: Path) -> dict[int, int]:
-    pairs = (line.split() for line in _text(path, "utf-8").splitlines() if line)
+    pairs = (line.split() for line in text_of(path, "utf-8").splitlines() if line)
     try:
         return {int(key): int(value) for key, value in pairs}
     except ValueError as error:

@@ -21,6 +21,7 @@ from recsys.checkpoint import (
 from recsys.data.loader import collate, flat_positions
 from recsys.data.sequences import SequenceDataset
 from recsys.errors import InputError, Interrupted
+from recsys.retrieval.answers import FEWEST
 from recsys.retrieval.index import INDEX
 from recsys.retrieval.parts import Parts
 from recsys.retrieval.processes import processes
@@ -33,8 +34,6 @@ BATCH = 1024
 SCORES = 2**21
 """Scores in memory at a time, 8 MB: the allocator takes tens of megabytes from the system each time
 anew, page by page. A larger catalogue is scored for fewer users together."""
-FEWEST = 64
-"""Users scored at a time, at least: their scores are no larger than a catalogue's own vectors."""
 BLOCK = 16 * BATCH
 """Users written at a time, at most; those of like length in a block are scored together."""
 ROWS = 2**20

@@ -113,12 +113,12 @@ def _backward_shapes(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     q_THK, k_THK, v_THP, log_decay_TH, beta_TH, _, cu_seqlens = inputs[:7]
-    ctx.reverse, ctx.chunk_size, asked = inputs[7:]
-    # Each backend keeps the states of its own steps: what ran forward runs backward too.
-    found = obstacles(q_THK, k_THK, v_THP, beta=beta_TH)
-    ctx.asked = asked
-    if not torch.compiler.is_compiling():  # which settles nothing but what was asked by name
-        ctx.asked = asked or choose("linear_attention", q_THK.device, "", found).backend
+    ctx.reverse, ctx.chunk_size, ctx.asked = inputs[7:]
+    if not ctx.asked and not torch.compiler.is_compiling():
+        # Each backend keeps the states of its own steps: what ran forward runs backward too. What
+        # is compiled now may run under another one later.
+        found = obstacles(q_THK, k_THK, v_THP, beta=beta_TH)
+        ctx.asked = choose("linear_attention", q_THK.device, "", found).backend
     ctx.save_for_backward(q_THK, k_THK, v_THP, log_decay_TH, beta_TH, output[2], cu_seqlens)
 
 
